@@ -1,0 +1,8 @@
+"""python -m vgrad_torch."""
+
+import sys
+
+from vgrad_torch.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

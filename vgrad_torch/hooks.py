@@ -1,0 +1,128 @@
+"""Hooks on layers for the length of one sample: which tensor was seen where, in which direction. No statistics here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
+
+from vgrad_torch.choices import UsageError
+
+Layers = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
+"""Which layers to watch: a type, several types, a regular expression over their names, or a function of both."""
+
+See = Callable[[str, int, str, Tensor], None]
+"""Receives a layer's name, which call of it this is (from 1), the quantity (a word of `QUANTITIES`) and the tensor."""
+
+
+def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]:
+    """The watched layers by the names that `named_modules` gives them; a model that is a layer itself gets its type's.
+
+    Raises:
+        UsageError: if no layer is left to watch, or the regular expression is none.
+    """
+    if isinstance(layers, str):
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise UsageError(f"{layers!r} is not a regular expression over layer names: {error}") from None
+        chosen = {name: m for name, m in model.named_modules() if name and pattern.search(name)}
+    elif isinstance(layers, type | tuple):
+        chosen = {name: m for name, m in model.named_modules() if isinstance(m, layers)}
+    else:
+        chosen = {name: m for name, m in model.named_modules() if layers(name, m)}
+    if not chosen:
+        kinds = ", ".join(sorted({type(m).__name__ for _, m in model.named_modules()}))
+        raise UsageError(f"the model has no layer that matches layers={layers!r}; its modules are of type {kinds}")
+    return {name or type(m).__name__: m for name, m in chosen.items()}
+
+
+class Hooks:
+    """Watches the given layers from `attach` until `detach`, and tells `see` each tensor that passes.
+
+    The output gradient is taken by a hook on the output tensor (set from a forward hook, so that an in-place
+    activation behind it does no harm). The input gradient is this layer's own contribution W^T delta, also where
+    others use the same input: the layer is handed a view of its input, and the hook sits on that view. Neither
+    changes a bit of what is computed. Forward passes without gradients (evaluation) are not seen.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], see: See) -> None:
+        self._layers = layers
+        self._see = see
+        self._handles: list[RemovableHandle] = []
+        self._calls: Counter[str] = Counter()
+        self._went_back = False
+
+    def attach(self) -> None:
+        """Set two hooks on each layer."""
+        for name, layer in self._layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._before(name), with_kwargs=True))
+            self._handles.append(layer.register_forward_hook(self._after(name)))
+
+    def detach(self) -> None:
+        """Remove all hooks; what still hangs on tensors of a kept graph falls silent."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._see = _look_away
+
+    def _before(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if not self._enter(name):
+                return None
+            call = self._calls[name]
+            return tree_map(lambda x: self._tap_input(name, call, x), (args, kwargs))
+
+        return hook
+
+    def _after(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not torch.is_grad_enabled() or _recomputing():
+                return
+            call = self._calls[name]
+            for tensor in filter(_is_float, tree_leaves(output)):
+                self._see(name, call, "output", tensor)
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: self._back(name, call, "output_gradient", gradient))
+
+        return hook
+
+    def _enter(self, name: str) -> bool:
+        """Count a call. The first forward pass after a backward pass (of a micro-batch, say) counts from 1 again."""
+        if not torch.is_grad_enabled() or _recomputing():
+            return False
+        if self._went_back:
+            self._went_back = False
+            self._calls.clear()
+        self._calls[name] += 1
+        return True
+
+    def _tap_input(self, name: str, call: int, x: Any) -> Any:
+        if not (_is_float(x) and x.requires_grad):
+            return x
+        view = x.view_as(x)
+        view.register_hook(lambda gradient: self._back(name, call, "input_gradient", gradient))
+        return view
+
+    def _back(self, name: str, call: int, quantity: str, gradient: Tensor) -> None:
+        self._went_back = True
+        self._see(name, call, quantity, gradient)
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _recomputing() -> bool:
+    """Whether this forward pass runs inside a backward pass, as activation checkpointing does it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _look_away(name: str, call: int, quantity: str, tensor: Tensor) -> None:
+    return None

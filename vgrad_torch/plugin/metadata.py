@@ -1,0 +1,107 @@
+"""The names that the writer and the readers of an event file share: tags, and what gradient_flow's columns hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+PLUGIN_NAME = "gradient_flow"
+VERSION = 1
+
+_COLUMNS = (
+    "weight.rms", "weight.mean", "weight.std",
+    "weight_gradient.rms", "weight_gradient.mean", "weight_gradient.std",
+    "weight_gradient.zero_fraction", "weight_gradient.nonfinite",
+    "output.rms", "output.mean", "output.std", "output.zero_fraction", "output.nonfinite",
+    "output_gradient.rms", "output_gradient.zero_fraction", "output_gradient.nonfinite",
+    "input_gradient.rms", "update_rms", "activation_gain", "weight.nonfinite",
+)  # fmt: skip
+
+COLUMNS = {path.replace(".", "_"): path for path in _COLUMNS}
+"""Column of the gradient_flow tensor [layers, columns] -> where its number is in a `LayerSnapshot` (see `number`)."""
+
+LAYER_SCALARS = {
+    "gradient_mean": "weight_gradient.mean",
+    "gradient_std": "weight_gradient.std",
+    "gradient_log10_rms": "weight_gradient.rms",
+    "weight_mean": "weight.mean",
+    "weight_std": "weight.std",
+    "update_log10_ratio": "update_ratio",
+    "zero_fraction": "weight_gradient.zero_fraction",
+}
+"""Scalar of a layer -> where it is in a `LayerSnapshot`; where the name says log10, log10 of it is written."""
+
+NONFINITE = "nonfinite"
+"""Scalar of a layer: NaN and infinities in its weight gradient, written only where there are any."""
+
+LAYER_HISTOGRAMS = {
+    "gradient": "weight_gradient",
+    "weight": "weight",
+    "output": "output",
+    "output_gradient": "output_gradient",
+}
+"""Histogram of a layer, of values with their sign -> the quantity in a `LayerSnapshot`."""
+
+GRADIENT_LOG10 = "gradient_log10"
+"""Histogram of a layer: log10 of the weight gradient's magnitudes."""
+
+LOSS_TRAIN, LOSS_VALIDATION = "loss/train", "loss/validation"
+ACCURACY_TRAIN, ACCURACY_VALIDATION = "accuracy/train", "accuracy/validation"
+VERDICT = "verdict"
+
+
+class Axes(NamedTuple):
+    """What the rows and the columns of a gradient_flow tensor are."""
+
+    layers: list[str]
+    statistics: list[str]
+
+
+def encode(layers: Sequence[str]) -> bytes:
+    """The plugin data of a gradient_flow tag whose rows are `layers` (their tags)."""
+    return json.dumps({"version": VERSION, "layers": list(layers), "statistics": list(COLUMNS)}).encode()
+
+
+def decode(content: bytes) -> Axes:
+    """What `encode` wrote, in this or an earlier version of the package.
+
+    >>> decode(encode(["1-fc1-784x512"])).layers
+    ['1-fc1-784x512']
+    """
+    data = json.loads(content)
+    if data["version"] > VERSION:
+        raise ValueError(f"gradient_flow was written in version {data['version']} of its format, this reads {VERSION}")
+    return Axes(data["layers"], data["statistics"])
+
+
+def number(layer: object, path: str) -> float:
+    """The number at `path` in a `LayerSnapshot`; NaN where that or its quantity is None.
+
+    >>> from vgrad_torch.records import LayerSnapshot
+    >>> layer = LayerSnapshot(1, "fc1", "Linear", "784x512", update_rms=0.5)
+    >>> number(layer, "update_rms"), number(layer, "weight_gradient.rms")
+    (0.5, nan)
+    """
+    value: object = layer
+    for name in path.split("."):
+        value = getattr(value, name)
+        if value is None:
+            return math.nan
+    return float(value)  # type: ignore[arg-type]
+
+
+def layer_tag(group: str, layer: str) -> str:
+    """`gradient/1-fc1-784x512`: a name of this module, then the layer's; TensorBoard groups at the first slash."""
+    return f"{group}/{layer}"
+
+
+def depth_profile_tag(step: int) -> str:
+    """`depth_profile/step_000100`: the histogram whose step axis is the layer's number."""
+    return f"depth_profile/step_{step:06d}"
+
+
+def flow_tag(index: int) -> str:
+    """`gradient_flow`; for the second set of layers in a run `gradient_flow_2`, ..., as a tag keeps its metadata."""
+    return PLUGIN_NAME if index == 1 else f"{PLUGIN_NAME}_{index}"

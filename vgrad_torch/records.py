@@ -1,0 +1,261 @@
+"""What the monitor saw, as plain numbers: Histogram, Stats, LayerSnapshot, Snapshot, History. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+QUANTITIES = ("weight", "weight_gradient", "output", "output_gradient", "input_gradient")
+"""The five tensors a layer is measured by, in the words of the README."""
+
+CODES = 4096
+"""Histogram buckets: sign, exponent and the top 3 bits of the mantissa of a float32, 8 buckets to the octave."""
+
+_MAGNITUDE_EDGES: Floats = (np.arange(2041, dtype=np.uint32) << 20).view(np.float32).astype(np.float64)
+_OCTAVES = 6  # of the signed view: what is smaller than 2**-6 of the largest value shares one bucket
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """How many values fell into each occupied bucket; exact, and the same buckets for every tensor and every step.
+
+    A bucket's `code` is the upper 12 bits of the float32: code c < 2040 counts values in [edge(c), edge(c+1)), code
+    2048 + c the same with a minus sign. Code 0 (and 2048) holds the zeros and what is below 1.5e-39; NaN and the
+    infinities have codes that are left out here (`Stats.nonfinite` counts them).
+    """
+
+    codes: npt.NDArray[np.uint16]
+    counts: Counts
+
+    @staticmethod
+    def from_dense(counts: Counts) -> Histogram:
+        """Keep the occupied buckets of an array of 4,096 counts."""
+        finite = counts.copy()
+        finite[2040:2048] = finite[4088:] = 0
+        codes = np.flatnonzero(finite)
+        return Histogram(codes.astype(np.uint16), finite[codes].astype(np.int64))
+
+    def dense(self) -> Counts:
+        """Counts of all 4,096 buckets."""
+        counts = np.zeros(CODES, np.int64)
+        counts[self.codes] = self.counts
+        return counts
+
+    def magnitudes(self) -> tuple[Floats, Counts]:
+        """Edges (2,041, from 0 up) and counts (2,040) of |x|."""
+        dense = self.dense()
+        return _MAGNITUDE_EDGES, dense[:2040] + dense[2048:4088]
+
+    def log10(self, exponents: range) -> tuple[Floats, Counts]:
+        """Counts of log10 |x| between the edges log10(2**e) for e in `exponents`; both ends are open, zeros left out.
+
+        >>> edges, counts = Histogram(np.array([0, 1016], np.uint16), np.array([3, 5])).log10(range(-4, 6, 2))
+        >>> np.round(edges, 2).tolist(), counts.tolist()  # three zeros, five values in [1, 1.125)
+        ([-1.2, -0.6, 0.0, 0.6, 1.2], [0, 0, 5, 0])
+        """
+        _, counts = self.magnitudes()
+        inner = [(e + 127) * 8 for e in exponents[1:-1]]
+        parts = np.split(counts[1:], np.array(inner) - 1)
+        return np.array([e * math.log10(2) for e in exponents]), np.array([part.sum() for part in parts])
+
+    def values(self) -> tuple[Floats, Counts]:
+        """Edges and counts of x with its sign: 8 buckets to the octave near the extremes, one bucket around zero."""
+        _, magnitude = self.magnitudes()
+        occupied = np.flatnonzero(magnitude)
+        top = int(occupied[-1]) + 1 if len(occupied) else 8 * 127
+        low = max(top - 8 * _OCTAVES, 1)
+        dense = self.dense()
+        positive, negative = dense[:2040], dense[2048:4088]
+        edges = _MAGNITUDE_EDGES[low : top + 1]
+        middle = positive[:low].sum() + negative[:low].sum()
+        counts = np.concatenate([negative[low:top][::-1], [middle], positive[low:top]])
+        return np.concatenate([-edges[::-1], edges]), counts
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram.from_dense(self.dense() + other.dense())
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One tensor in numbers. Mean, std, extremes are of the finite entries (NaN if there is none).
+
+    `std` is the population's (divided by n, as NumPy's and Keras'), `zeros` counts exact zeros (of either sign),
+    `nonfinite` NaN and infinities, `count` all entries.
+    """
+
+    count: int
+    zeros: int
+    nonfinite: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    histogram: Histogram | None = None
+
+    @property
+    def rms(self) -> float:
+        """sqrt(mean(x**2)), what MXNet's Monitor prints as norm / sqrt(size)."""
+        return math.hypot(self.mean, self.std)
+
+    @property
+    def zero_fraction(self) -> float:
+        """Share of exact zeros, 0 to 1; NaN for an empty tensor."""
+        return self.zeros / self.count if self.count else math.nan
+
+    @property
+    def finite(self) -> int:
+        """How many entries are finite."""
+        return self.count - self.nonfinite
+
+    def __add__(self, other: Stats) -> Stats:
+        """The statistics of both tensors put together (Chan, Golub and LeVeque's update of mean and variance).
+
+        >>> Stats(1, 0, 0, 1.0, 0.0, 1.0, 1.0) + Stats(1, 0, 0, 3.0, 0.0, 3.0, 3.0)
+        Stats(count=2, zeros=0, nonfinite=0, mean=2.0, std=1.0, min=1.0, max=3.0, histogram=None)
+        """
+        if not other.finite:
+            mean, std, low, high = self.mean, self.std, self.min, self.max
+        elif not self.finite:
+            mean, std, low, high = other.mean, other.std, other.min, other.max
+        else:
+            mine = self.finite / (self.finite + other.finite)
+            gap = other.mean - self.mean
+            mean = self.mean + gap * (1 - mine)
+            within = math.hypot(self.std * math.sqrt(mine), other.std * math.sqrt(1 - mine))
+            std = math.hypot(within, gap * math.sqrt(mine * (1 - mine)))
+            low, high = min(self.min, other.min), max(self.max, other.max)
+        both = self.histogram + other.histogram if self.histogram and other.histogram else None
+        return Stats(
+            self.count + other.count, self.zeros + other.zeros, self.nonfinite + other.nonfinite,
+            mean, std, low, high, both,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSnapshot:
+    """One call of one layer at one step; a quantity that was not there (a frozen layer's gradient, say) is None.
+
+    `number` counts the calls of all layers in forward order from 1; `call` is 2 for the second call of a layer that
+    is used twice in a step. `update_rms` is the RMS of what the optimizer added to the weight in this step.
+    """
+
+    number: int
+    name: str
+    kind: str
+    size: str
+    call: int = 1
+    weight: Stats | None = None
+    weight_gradient: Stats | None = None
+    output: Stats | None = None
+    output_gradient: Stats | None = None
+    input_gradient: Stats | None = None
+    update_rms: float | None = None
+    activation_gain: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The layer's name in its model; from its second call on with the call's number: `fc1`, `fc1#2`."""
+        return self.name if self.call == 1 else f"{self.name}#{self.call}"
+
+    @property
+    def tag(self) -> str:
+        """The name in TensorBoard: `1-fc1-784x512`."""
+        return "-".join(part for part in (str(self.number), self.label, self.size) if part)
+
+    @property
+    def update_ratio(self) -> float | None:
+        """RMS of the weight's change in this step over RMS of the weight; measured, so right for every optimizer."""
+        return _ratio(self.update_rms, _rms(self.weight))
+
+    @property
+    def weight_gain(self) -> float | None:
+        """RMS(input gradient) / RMS(output gradient): what the weight does to the signal on its way back."""
+        return _ratio(_rms(self.input_gradient), _rms(self.output_gradient))
+
+
+def _rms(stats: Stats | None) -> float | None:
+    return None if stats is None else stats.rms
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All layers at one optimizer step, in forward order. `step` counts the steps already done: 0 is untrained."""
+
+    step: int
+    layers: tuple[LayerSnapshot, ...]
+    wall_time: float = 0.0
+
+    def __getitem__(self, label: str) -> LayerSnapshot:
+        for layer in self.layers:
+            if layer.label == label:
+                return layer
+        raise KeyError(f"no layer {label!r} in this snapshot; it has {', '.join(x.label for x in self.layers)}")
+
+
+class History:
+    """Snapshots in order of their steps, at most `limit` of them.
+
+    When it is full every second snapshot but the first is dropped and from then on only every second is taken, so
+    that it covers the whole run evenly, however long the run gets.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.limit = limit
+        self._snapshots: list[Snapshot] = []
+        self._stride = 1
+        self._seen = 0
+
+    def append(self, snapshot: Snapshot) -> None:
+        """Add the next snapshot."""
+        if self._seen % self._stride == 0:
+            self._snapshots.append(snapshot)
+        self._seen += 1
+        if len(self._snapshots) > self.limit:
+            del self._snapshots[1::2]
+            self._stride *= 2
+
+    def series(self, quantity: str, statistic: str) -> Floats:
+        """One statistic over the run, [snapshots, layers]; NaN where it was not there.
+
+        `quantity` is one of `QUANTITIES` with a field of `Stats` (or `rms`, `zero_fraction`) as statistic.
+        """
+        return np.array([[_number(x, quantity, statistic) for x in snapshot.layers] for snapshot in self])
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimizer steps that were sampled."""
+        return [snapshot.step for snapshot in self]
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self._snapshots)
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    @overload
+    def __getitem__(self, index: int) -> Snapshot: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Snapshot]: ...
+    def __getitem__(self, index: int | slice) -> Snapshot | list[Snapshot]:
+        return self._snapshots[index]
+
+
+def _number(layer: LayerSnapshot, quantity: str, statistic: str) -> float:
+    stats = getattr(layer, quantity)
+    return math.nan if stats is None else float(getattr(stats, statistic))
+
+
+STATISTICS = tuple(field.name for field in fields(Stats) if field.name != "histogram")
+"""The numbers of a `Stats`, in its order."""

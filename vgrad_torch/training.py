@@ -1,0 +1,361 @@
+"""Training one network: the recipe, the explicit loop, and the run that wires data, model, monitor and log together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vgrad_torch.choices import UsageError, choose
+from vgrad_torch.data import Dataset, Progress, batches, load
+from vgrad_torch.mlp import build_mlp
+from vgrad_torch.monitor import Monitor, Sample, Schedule, watch
+from vgrad_torch.plugin import metadata as names
+from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+_MXNET: Mapping[str, Any] = {
+    "hidden": (512, 256, 128, 64, 32, 16), "init": "uniform", "optimizer": "sgd", "lr": 0.1, "momentum": 0.9,
+    "weight_decay": 1e-5, "batch": 128, "epochs": 10,
+}  # fmt: skip
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "digits": {**_MXNET, "batch": 32, "lr": 0.025, "epochs": 30},
+    "circles": {
+        "hidden": (5, 5, 5, 5), "init": "normal", "optimizer": "rmsprop", "lr": 1e-3, "momentum": 0.0,
+        "weight_decay": 0.0, "batch": 32, "epochs": 100,
+    },
+    "mnist": _MXNET,
+    "fashion-mnist": _MXNET,
+    "cifar10": _MXNET,
+}  # fmt: skip
+"""What each data set is trained with unless told otherwise.
+
+`circles` is the Keras document. `mnist`, `fashion-mnist` and `cifar10` are the MXNet document. `digits` is its network
+as each of the document's four CPUs trained it: 32 samples a step, and a rate of 0.1 * 32 / 128.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """All that decides a run; `recipe` fills it in. Two runs of one config on one machine are equal bit for bit."""
+
+    data: str
+    act: str
+    init: str
+    hidden: tuple[int, ...]
+    optimizer: str
+    lr: float
+    momentum: float
+    """Used by sgd only."""
+    weight_decay: float
+    """On weights, not on biases, as in MXNet."""
+    batch: int
+    epochs: int
+    seed: int
+    every: int | None
+    """Sample every n-th optimizer step; None is the first step of each epoch, as both documents do. The last step is
+    always sampled."""
+    name: str
+    """The run's folder below `runs`."""
+    runs: str
+    data_dir: str | None
+
+    def __post_init__(self) -> None:
+        choose(RECIPES, self.data, "data set")
+        choose(OPTIMIZERS, self.optimizer, "optimizer")
+        for field, least in {"batch": 1, "epochs": 1, "every": 1, "seed": 0}.items():
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise UsageError(f"{field} must be {least} or more, not {value}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"lr must be a positive number, not {self.lr}")
+        for field in ("momentum", "weight_decay"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise UsageError(f"{field} must be at least 0 and below 1, not {value}")
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise UsageError(f"a run's name is the name of a folder in {self.runs}, without a slash, not {self.name!r}")
+
+
+def recipe(data: str = "digits", **given: Any) -> TrainConfig:
+    """The config of a data set's recipe; what is given, and not None, replaces the recipe's value.
+
+    >>> recipe("circles", act="tanh").name
+    'circles-tanh-normal-s0'
+    """
+    common = {"act": "relu", "seed": 0, "every": None, "name": None, "runs": "runs", "data_dir": None}
+    values = {**common, **choose(RECIPES, data, "data set")}
+    values.update({key: value for key, value in given.items() if value is not None})
+    if values["name"] is None:
+        values["name"] = f"{data}-{values['act']}-{values['init']}-s{values['seed']}"
+    return TrainConfig(data=data, **values)
+
+
+OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], TrainConfig], Optimizer]] = {
+    "sgd": lambda groups, config: torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum),
+    "rmsprop": lambda groups, config: torch.optim.RMSprop(groups, lr=config.lr, alpha=0.9, eps=1e-7),
+    "adam": lambda groups, config: torch.optim.Adam(groups, lr=config.lr, eps=1e-7),
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr),
+}
+"""rmsprop and adam with Keras' constants; torch's own for RMSprop invert what the Keras document shows."""
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """The config's optimizer, with weight decay on the weight matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return choose(OPTIMIZERS, config.optimizer, "optimizer")(groups, config)
+
+
+def loss_function(classes: int) -> LossFunction:
+    """Cross-entropy over the classes' logits; for two classes that of the sigmoid of one logit."""
+    if classes > 2:
+        return nn.functional.cross_entropy
+    return lambda output, y: nn.functional.binary_cross_entropy_with_logits(output[:, 0], y.to(output.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Mean loss and share of right answers over all samples of a part of the data."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How the network stands after an epoch (0: before any training). `seconds` are of training, not of evaluation."""
+
+    number: int
+    step: int
+    train: Score
+    validation: Score
+    seconds: float = math.nan
+    samples_per_second: float = math.nan
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    optimizer: Optimizer,
+    monitor: Monitor,
+    *,
+    loss_fn: LossFunction,
+    training_batches: Batches,
+    epochs: int,
+    on_epoch: Callable[[Epoch], None],
+) -> None:
+    """The training loop. The monitor needs no call in it: its hooks look, on the steps it chose.
+
+    Raises:
+        NonFiniteError: when the loss is NaN or infinite; the step that would have followed is not taken.
+    """
+    for number in range(1, epochs + 1):
+        start, samples = time.perf_counter(), 0
+        for x, y in training_batches():
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            if not loss.isfinite():
+                raise NonFiniteError(find_nonfinite(model, loss_fn, x, y, monitor))
+            loss.backward()
+            optimizer.step()
+            samples += len(x)
+        seconds = time.perf_counter() - start
+        epoch = Epoch(number, monitor.step, *scores(model, data, loss_fn), seconds, samples / seconds)
+        monitor.writer.scalars(epoch_scalars(epoch), epoch.step)
+        on_epoch(epoch)
+
+
+def scores(model: nn.Module, data: Dataset, loss_fn: LossFunction) -> tuple[Score, Score]:
+    """Score of the training part and of the validation part."""
+    return (
+        evaluate(model, data.x_train, data.y_train, loss_fn),
+        evaluate(model, data.x_validation, data.y_validation, loss_fn),
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFunction) -> Score:
+    """Score of a model on some samples; for two classes a positive logit means class 1."""
+    loss = hits = 0.0
+    for xs, ys in batches(x, y, 4096):
+        output = model(xs)
+        guess = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > 0).long()
+        loss += float(loss_fn(output, ys)) * len(xs)
+        hits += int((guess == ys).sum())
+    return Score(loss / len(x), hits / len(x))
+
+
+def epoch_scalars(epoch: Epoch) -> dict[str, float]:
+    """What TensorBoard gets of an epoch."""
+    return {
+        names.LOSS_TRAIN: epoch.train.loss,
+        names.LOSS_VALIDATION: epoch.validation.loss,
+        names.ACCURACY_TRAIN: epoch.train.accuracy,
+        names.ACCURACY_VALIDATION: epoch.validation.accuracy,
+    }
+
+
+class NonFiniteError(ArithmeticError):
+    """Training met NaN or infinity; the message says at which step and in which layer it stood first."""
+
+
+def find_nonfinite(model: nn.Module, loss_fn: LossFunction, x: Tensor, y: Tensor, monitor: Monitor) -> str:
+    """Repeat the forward pass of the step whose loss was not finite, and say where the first such value stands."""
+    sample = Sample(monitor.layers, histograms=False)
+    sample.attach()
+    try:
+        loss = loss_fn(model(x), y)
+        sample.read_parameters()
+    finally:
+        sample.detach()
+    snapshot = sample.snapshot(monitor.step)
+    return f"the loss became {float(loss):g} at step {snapshot.step}: {first_nonfinite(snapshot)}"
+
+
+def first_nonfinite(snapshot: Snapshot) -> str:
+    """Which weight or output is the first, in forward order, that is not finite."""
+    before = f"after the update of step {snapshot.step - 1}"
+    for layer in snapshot.layers:
+        if layer.weight and layer.weight.nonfinite:
+            return f"the first non-finite value stands in the weight of {layer.label} {before} {_share(layer.weight)}"
+        if layer.output and layer.output.nonfinite:
+            return f"the first non-finite value stands in the output of {layer.label} {_share(layer.output)}"
+    return f"all layers' weights and outputs are finite, so it arises in the loss itself{_largest(snapshot.layers)}"
+
+
+def _share(stats: Stats) -> str:
+    return f"({stats.nonfinite} of {stats.count} values)"
+
+
+def _largest(layers: tuple[LayerSnapshot, ...]) -> str:
+    output = layers[-1].output
+    return f", from outputs of up to {max(abs(output.min), abs(output.max)):.2g}" if output else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: where it lies, its model, what was seen."""
+
+    config: TrainConfig
+    folder: Path
+    model: nn.Sequential
+    monitor: Monitor
+    epochs: list[Epoch]
+    """The first entry is the state before training."""
+
+
+def run(
+    config: TrainConfig,
+    *,
+    say: Progress = lambda line: None,
+    on_start: Callable[[Path, Epoch], None] = lambda folder, epoch: None,
+    on_epoch: Callable[[Epoch, Monitor], None] = lambda epoch, monitor: None,
+    on_sample: Callable[[Snapshot], None] | None = None,
+) -> Result:
+    """Train as `config` says and log into a new folder; `say`, `on_start`, `on_epoch`, `on_sample` are for showing it.
+
+    Raises:
+        UsageError: the config asks for what cannot be had.
+        NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
+    """
+    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
+    generator = torch.Generator().manual_seed(config.seed)
+    widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
+    model = build_mlp(widths, config.act, config.init, generator=generator)
+    optimizer = make_optimizer(model, config)
+    loss_fn = loss_function(data.classes)
+    drop_last = config.data != "circles"  # Keras trains on the remainder, MXNet's iterator drops it
+    steps = steps_per_epoch(len(data.x_train), config.batch, drop_last)
+    folder = new_folder(config)
+    sampled, histograms = sampling(config.epochs * steps, config.every or steps)
+    epochs = [Epoch(0, 0, *scores(model, data, loss_fn))]
+    with watch(model, optimizer, logdir=folder, every=sampled, histograms=histograms, on_sample=on_sample) as monitor:
+        monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epochs[0]), _first_layer_tag(model)])
+        monitor.writer.scalars(epoch_scalars(epochs[0]), 0)
+        on_start(folder, epochs[0])
+
+        def record(epoch: Epoch) -> None:
+            epochs.append(epoch)
+            on_epoch(epoch, monitor)
+
+        train(
+            model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs,
+            training_batches=lambda: batches(
+                data.x_train, data.y_train, config.batch, generator=generator, drop_last=drop_last
+            ),
+            on_epoch=record,
+        )  # fmt: skip
+    return Result(config, folder, model, monitor, epochs)
+
+
+def steps_per_epoch(samples: int, batch: int, drop_last: bool) -> int:
+    """How many batches an epoch has.
+
+    >>> steps_per_epoch(1000, 32, drop_last=False), steps_per_epoch(60_000, 128, drop_last=True)
+    (32, 468)
+    """
+    steps = samples // batch if drop_last else math.ceil(samples / batch)
+    if not steps:
+        raise UsageError(f"batch is {batch}, but there are only {samples} samples to train on")
+    return steps
+
+
+def sampling(steps: int, every: int, most: int = 50) -> tuple[Schedule, Schedule]:
+    """When to sample in a run of known length, and at which samples to take histograms.
+
+    Samples are every n-th step and the last one; histograms at most 50 of them, evenly spread, the first and the last
+    included: TensorBoard would drop some of more than 50.
+
+    >>> sampled, histograms = sampling(1000, 10, most=4)
+    >>> [step for step in range(1000) if sampled(step) and histograms(step)]
+    [0, 340, 680, 999]
+    """
+    stride = every * math.ceil(math.ceil(steps / every) / (most - 1))
+    return lambda step: step % every == 0 or step == steps - 1, lambda step: step % stride == 0 or step == steps - 1
+
+
+def new_folder(config: TrainConfig) -> Path:
+    """Make the run's folder, with a number behind the name if that is taken, and write config.json into it."""
+    runs = Path(config.runs)
+    for number in range(1, 10_000):
+        folder = runs / (config.name if number == 1 else f"{config.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            raise UsageError(f"cannot make the folder {folder}: a file is in its way; choose another name") from None
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --runs") from None
+        content = {**dataclasses.asdict(config), "torch": str(torch.__version__)}
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        return folder
+    raise UsageError(f"{runs} holds 9,999 runs named {config.name}; clear some, or choose another name")
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, object]:
+    """The config's part that TensorBoard's HParams tab compares runs by."""
+    shown = ("data", "act", "init", "optimizer", "lr", "momentum", "weight_decay", "batch", "epochs", "seed")
+    return {**{key: getattr(config, key) for key in shown}, "hidden": "-".join(map(str, config.hidden))}
+
+
+def _first_layer_tag(model: nn.Sequential) -> str:
+    first = model[0]
+    return names.layer_tag("gradient_log10_rms", f"1-fc1-{first.in_features}x{first.out_features}")

@@ -1,0 +1,283 @@
+"""Snapshots to TensorBoard: one event per snapshot, on the disk when the call returns, in one file per run.
+
+Logging must not end a training: the first fault (disk full, folder gone) is one RuntimeWarning, then nothing is
+written any more. Why events are built here and not by `SummaryWriter.add_scalar`: one event of many values costs a
+tenth, and `add_histogram` raises or draws nothing where a gradient has vanished or is NaN.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import numbers
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.struct_pb2 import Value
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from vgrad_torch.choices import UsageError
+from vgrad_torch.plugin import metadata as names
+from vgrad_torch.records import Snapshot
+
+LOG_EXPONENTS = range(-52, 10, 2)
+"""Edges of the log10 histograms are log10(2**e) of these: 30 buckets, the 30 that TensorBoard draws."""
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_file_numbers = itertools.count()
+
+
+class Writer:
+    """Writes the events of one run into `logdir`, or `onto` a `SummaryWriter` of the user's; into None nothing."""
+
+    def __init__(self, logdir: str | os.PathLike[str] | None) -> None:
+        self._sink: Sink | None = None if logdir is None else _open(logdir)
+        self._flow_tags: dict[tuple[str, ...], str] = {}
+        self._in_session = False
+
+    @classmethod
+    def onto(cls, summary_writer: Any) -> Writer:
+        """Write through a `torch.utils.tensorboard.SummaryWriter`, which stays the user's to flush and close."""
+        if not hasattr(summary_writer, "file_writer"):
+            kind = type(summary_writer).__name__
+            raise UsageError(f"writer must be a torch.utils.tensorboard.SummaryWriter, not {kind}")
+        writer = cls(None)
+        writer._sink = _Borrowed(summary_writer)
+        return writer
+
+    def snapshot(self, snapshot: Snapshot, *, histograms: bool, depth_profile: bool = False) -> None:
+        """Write all scalars, gradient_flow and, if asked, the histograms as one event.
+
+        The depth profile is one more event per layer: its step axis is the layer's number.
+        """
+        if self._sink is None:
+            return
+        values = [*_layer_scalars(snapshot), self._flow(snapshot)]
+        if histograms:
+            values += _layer_histograms(snapshot)
+        self._add(values, snapshot.step, snapshot.wall_time)
+        if depth_profile:
+            for number, value in _depth_profile(snapshot):
+                self._add([value], number, snapshot.wall_time)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write {tag: value}, all at one step; NaN and infinity are written as they are."""
+        self._add((Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()), step)
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Write what the Text tab renders as Markdown, tables included."""
+        self._add([_value(tag, markdown, _metadata("text"))], step)
+
+    def layout(self) -> None:
+        """Put all layers into one chart per statistic (Custom Scalars); of several layouts in a run the last counts."""
+        self._add([_value(CONFIG_SUMMARY_TAG, _layout().SerializeToString(), _metadata("custom_scalars"))])
+
+    def hparams(self, hparams: Mapping[str, object], metrics: Iterable[str]) -> None:
+        """Open this run's row in the HParams tab, with the scalar tags `metrics` as columns; `close` completes it.
+
+        Give every run the same keys and metrics: TensorBoard takes the columns from one of them.
+        """
+        given = {name: _hparam(value) for name, value in hparams.items() if value is not None}
+        start = plugin_data_pb2.SessionStartInfo(hparams=given, start_time_secs=time.time())
+        self._add([_session(experiment=_experiment(given, metrics)), _session(session_start_info=start)])
+        self._in_session = True
+
+    def close(self, status: str = "SUCCESS") -> None:
+        """End the HParams session, if one was opened, as SUCCESS or FAILURE, and close a file of our own."""
+        if self._in_session:
+            end = plugin_data_pb2.SessionEndInfo(status=f"STATUS_{status}", end_time_secs=time.time())
+            self._add([_session(session_end_info=end)])
+        if self._sink is not None:
+            self._sink.close()
+        self._sink = None
+
+    def _add(self, values: Iterable[Any], step: int = 0, wall_time: float = 0.0) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink.add(Summary(value=values), step, wall_time or time.time())
+        except OSError as error:
+            broken, self._sink = self._sink, None
+            broken.close()
+            problem = f"cannot log to {broken.place}: {error.strerror or error}; training goes on without logging"
+            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+    def _flow(self, snapshot: Snapshot) -> Any:
+        """TensorBoard keeps the first metadata of a tag, so each set of layers has a tag of its own."""
+        layers = tuple(layer.tag for layer in snapshot.layers)
+        known = layers in self._flow_tags
+        tag = self._flow_tags.setdefault(layers, names.flow_tag(len(self._flow_tags) + 1))
+        metadata = None if known else _metadata(names.PLUGIN_NAME, names.encode(layers))
+        rows = [[names.number(layer, path) for path in names.COLUMNS.values()] for layer in snapshot.layers]
+        with np.errstate(over="ignore"):
+            table = np.array(rows, "<f4").reshape(len(layers), len(names.COLUMNS))
+        return _value(tag, table, metadata)
+
+
+class Sink(Protocol):
+    """Where events go; every fault is an OSError."""
+
+    @property
+    def place(self) -> str:
+        """What to call it in a warning."""
+
+    def add(self, summary: Any, step: int, wall_time: float) -> None:
+        """Write one event."""
+
+    def close(self) -> None:
+        """Write no more."""
+
+
+class _EventFile(io.FileIO):
+    """A new event file, unbuffered and without a thread: what `add` returned from survives a `kill -9`."""
+
+    def __init__(self, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
+        self.place = os.path.join(folder, f"events.out.tfevents.{unique}")
+        super().__init__(self.place, "xb")
+        try:
+            self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, summary: Any, step: int, wall_time: float) -> None:
+        if not os.path.samestat(os.stat(self.place), os.fstat(self.fileno())):  # stat raises if the file is gone
+            raise FileNotFoundError("the event file was replaced")
+        self._record(Event(summary=summary, step=step, wall_time=wall_time))
+
+    def write(self, data: Any, /) -> int:
+        """Write all of it or raise; the system's own write takes what fits on a disk and says nothing."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+    def _record(self, event: Any) -> None:
+        RecordWriter(self).write(event.SerializeToString())
+
+
+class _Borrowed:
+    """A user's SummaryWriter. Its thread hands a fault to whoever adds next, as whatever exception that was."""
+
+    def __init__(self, summary_writer: Any) -> None:
+        self._writer = summary_writer
+        self.place = "your SummaryWriter"
+
+    def add(self, summary: Any, step: int, wall_time: float) -> None:
+        if self._writer.file_writer is None:
+            raise OSError("it is closed")
+        try:
+            self._writer.file_writer.add_summary(summary, step, wall_time)
+        except Exception as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        """Leave it open: it is not ours."""
+
+
+def _open(logdir: str | os.PathLike[str]) -> Sink:
+    folder = os.path.abspath(logdir)
+    try:
+        return _EventFile(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write to the log folder {folder}: {error.strerror}; choose another one") from error
+
+
+def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
+    """Non-finite numbers and log10(0) are left out: one NaN blanks a chart."""
+    for layer in snapshot.layers:
+        for group, path in names.LAYER_SCALARS.items():
+            value = names.number(layer, path)
+            if "log10" in group:
+                value = math.log10(value) if value > 0 else math.nan
+            if abs(value) <= _FLOAT32_MAX:
+                yield Summary.Value(tag=names.layer_tag(group, layer.tag), simple_value=value)
+        if layer.weight_gradient and layer.weight_gradient.nonfinite:
+            tag = names.layer_tag(names.NONFINITE, layer.tag)
+            yield Summary.Value(tag=tag, simple_value=layer.weight_gradient.nonfinite)
+
+
+def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
+    """A tensor without a finite entry is left out: it would stretch the axis, which all steps share."""
+    for layer in snapshot.layers:
+        for group, quantity in names.LAYER_HISTOGRAMS.items():
+            stats = getattr(layer, quantity)
+            if stats and stats.finite and stats.histogram:
+                yield _histogram(names.layer_tag(group, layer.tag), *stats.histogram.values())
+        if layer.weight_gradient and layer.weight_gradient.histogram:
+            log10 = layer.weight_gradient.histogram.log10(LOG_EXPONENTS)
+            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, layer.tag), *log10)
+
+
+def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
+    """Each layer's number and the log10 histogram of its gradient, as shares; all 0 where the gradient is."""
+    for layer in snapshot.layers:
+        if layer.weight_gradient and layer.weight_gradient.histogram:
+            edges, counts = layer.weight_gradient.histogram.log10(LOG_EXPONENTS)
+            yield layer.number, _histogram(names.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
+
+
+def _layout() -> Any:
+    def chart(title: str) -> Any:  # tags are regular expressions
+        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"{title}/.*"]))
+
+    layers = [chart(group) for group in (*names.LAYER_SCALARS, names.NONFINITE)]
+    training = [chart(tag.partition("/")[0]) for tag in (names.LOSS_TRAIN, names.ACCURACY_TRAIN)]
+    categories = {"training": training, "layers": layers}
+    return layout_pb2.Layout(category=[layout_pb2.Category(title=k, chart=v) for k, v in categories.items()])
+
+
+def _hparam(value: object) -> Any:
+    """A finite number as it is; all else as text: infinity, which JSON lacks, and True, which would be shown as 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return Value(string_value=str(value))
+    return Value(number_value=float(value))
+
+
+def _experiment(hparams: Mapping[str, Any], metrics: Iterable[str]) -> Any:
+    kinds = {"number_value": "DATA_TYPE_FLOAT64", "string_value": "DATA_TYPE_STRING"}
+    return api_pb2.Experiment(
+        hparam_infos=[api_pb2.HParamInfo(name=k, type=kinds[v.WhichOneof("kind")]) for k, v in hparams.items()],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
+    )
+
+
+def _session(**part: Any) -> Any:
+    """One of the HParams tab's three values: experiment, session_start_info, session_end_info."""
+    content = plugin_data_pb2.HParamsPluginData(version=hparams_metadata.PLUGIN_DATA_VERSION, **part)
+    (kind,) = part
+    metadata = _metadata(hparams_metadata.PLUGIN_NAME, content.SerializeToString())
+    return _value(f"_hparams_/{kind}", np.zeros(0, "f4"), metadata)
+
+
+def _histogram(tag: str, edges: npt.NDArray[np.float64], counts: npt.NDArray[Any]) -> Any:
+    """Rows of left, right, count. The last bucket of all ends at infinity, which no chart can draw."""
+    edges = np.clip(edges, -_FLOAT32_MAX, _FLOAT32_MAX)
+    rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype="<f8")
+    return _value(tag, rows, _metadata("histograms"))
+
+
+def _value(tag: str, content: object, metadata: Any) -> Any:
+    return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
+
+
+def _metadata(plugin: str, content: bytes = b"") -> Any:
+    """Without the data class TensorBoard does not list the tag."""
+    data = SummaryMetadata.PluginData(plugin_name=plugin, content=content)
+    return SummaryMetadata(data_class=DATA_CLASS_TENSOR, plugin_data=data)
