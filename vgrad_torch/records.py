@@ -55,7 +55,7 @@ class Histogram:
         return _MAGNITUDE_EDGES, dense[:2040] + dense[2048:4088]
 
     def log10(self, exponents: range) -> tuple[Floats, Counts]:
-        """Counts of log10 |x| between the edges log10(2**e) for e in `exponents`; both ends are open, zeros left out.
+        """Edges and counts of log10 |x|: buckets cut at 2**e for e in `exponents`, both ends open, zeros left out.
 
         >>> edges, counts = Histogram(np.array([0, 1016], np.uint16), np.array([3, 5])).log10(range(-4, 6, 2))
         >>> np.round(edges, 2).tolist(), counts.tolist()  # three zeros, five values in [1, 1.125)

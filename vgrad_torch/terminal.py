@@ -15,8 +15,8 @@ from rich.text import Text
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot
 from vgrad_torch.training import Epoch, TrainConfig
 
-_DECADES = (-12.0, 0.0)  # the bars' axis, log10 of the RMS
-_WIDTH = 36
+_DECADES = (-10.0, 0.0)  # the bars' axis, log10 of the RMS
+_WIDTH = 40
 
 
 def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
@@ -35,7 +35,7 @@ def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
 
 
 def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> RenderableType:
-    """Progress, the epoch's numbers, and a bar per layer: log10 of the weight gradient's RMS from 1e-12 to 1."""
+    """Progress, the epoch's numbers, and a bar per layer: log10 of the weight gradient's RMS from 1e-10 to 1."""
     head = Table.grid(padding=(0, 2))
     head.add_row(
         f"epoch {epoch.number}/{epochs}",
@@ -48,13 +48,13 @@ def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> Render
 
 
 def gradient_bars(snapshot: Snapshot) -> RenderableType:
-    """The small picture of the gradient's way down: one bar per layer, first layer on top, a decade every 3 cells."""
+    """The small picture of the gradient's way down: one bar per layer, first layer on top, 4 cells to a decade."""
     grid = Table.grid(padding=(0, 1))
     for layer in snapshot.layers:
         rms = layer.weight_gradient.rms if layer.weight_gradient else math.nan
         grid.add_row(Text(layer.label, justify="right"), _bar(rms), _rms(layer))
     grid.add_row(
-        "", Text("1e-12" + " " * (_WIDTH - 6) + "1", style="dim"), Text("RMS of the weight gradient", style="dim")
+        "", Text("1e-10" + " " * (_WIDTH - 6) + "1", style="dim"), Text("RMS of the weight gradient", style="dim")
     )
     return grid
 
