@@ -22,16 +22,16 @@ _WIDTH = 40
 def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
     """One epoch in one plain line: losses, accuracies, speed, and the gradient of the first and last layer."""
     parts = [
-        f"epoch {epoch.number}/{epochs}",
-        f"loss {epoch.train.loss:.4f} train {epoch.validation.loss:.4f} validation",
-        f"accuracy {epoch.train.accuracy:.3f} train {epoch.validation.accuracy:.3f} validation",
+        f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}",
+        f"loss {epoch.train.loss:.4f} (validation {epoch.validation.loss:.4f})",
+        f"accuracy {epoch.train.accuracy:.3f} ({epoch.validation.accuracy:.3f})",
     ]
-    if not math.isnan(epoch.seconds):
-        parts.append(f"{epoch.seconds:.2f} s, {epoch.samples_per_second:,.0f} samples/s")
     if snapshot is not None:
         first, last = snapshot.layers[0], snapshot.layers[-1]
-        parts.append(f"gradient RMS {_rms(first)} {first.label} {_rms(last)} {last.label}")
-    return "; ".join(parts)
+        parts.append(f"gradient {first.label} {_rms(first)} {last.label} {_rms(last)}")
+    if not math.isnan(epoch.seconds):
+        parts.append(f"{epoch.seconds:.2f} s, {epoch.samples_per_second:,.0f} samples/s")
+    return "  ".join(parts)
 
 
 def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> RenderableType:
@@ -93,7 +93,9 @@ def layer_table(snapshot: Snapshot) -> Table:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None or math.isnan(value) else format(value, form)
+    if value is None or math.isnan(value):
+        return "-"
+    return format(value, form if abs(value) < 1e3 else ".1e")
 
 
 def result_paragraph(

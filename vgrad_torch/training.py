@@ -22,6 +22,8 @@ from vgrad_torch.monitor import Monitor, Sample, Schedule, watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
 
+_MANY = 10**9
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -75,10 +77,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(RECIPES, self.data, "data set")
         choose(OPTIMIZERS, self.optimizer, "optimizer")
-        for field, least in {"batch": 1, "epochs": 1, "every": 1, "seed": 0}.items():
+        for field, least, most in (
+            ("batch", 1, _MANY),
+            ("epochs", 1, _MANY),
+            ("every", 1, _MANY),
+            ("seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, field)
-            if value is not None and value < least:
-                raise UsageError(f"{field} must be {least} or more, not {value}")
+            if value is not None and not least <= value <= most:
+                raise UsageError(f"{field} must be between {least} and {most}, not {value}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr must be a positive number, not {self.lr}")
         for field in ("momentum", "weight_decay"):
@@ -226,7 +233,7 @@ def find_nonfinite(model: nn.Module, loss_fn: LossFunction, x: Tensor, y: Tensor
     finally:
         sample.detach()
     snapshot = sample.snapshot(monitor.step)
-    return f"the loss became {float(loss):g} at step {snapshot.step}: {first_nonfinite(snapshot)}"
+    return f"the loss became {float(loss.detach()):g} at step {snapshot.step}: {first_nonfinite(snapshot)}"
 
 
 def first_nonfinite(snapshot: Snapshot) -> str:

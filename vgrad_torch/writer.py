@@ -89,7 +89,8 @@ class Writer:
     def hparams(self, hparams: Mapping[str, object], metrics: Iterable[str]) -> None:
         """Open this run's row in the HParams tab, with the scalar tags `metrics` as columns; `close` completes it.
 
-        Give every run the same keys and metrics: TensorBoard takes the columns from one of them.
+        Give every run the same keys and metrics: TensorBoard takes the columns from one of them, and shows five
+        hyperparameters until asked for more. Those are the first five here: they are said to differ between runs.
         """
         given = {name: _hparam(value) for name, value in hparams.items() if value is not None}
         start = plugin_data_pb2.SessionStartInfo(hparams=given, start_time_secs=time.time())
@@ -253,7 +254,10 @@ def _hparam(value: object) -> Any:
 def _experiment(hparams: Mapping[str, Any], metrics: Iterable[str]) -> Any:
     kinds = {"number_value": "DATA_TYPE_FLOAT64", "string_value": "DATA_TYPE_STRING"}
     return api_pb2.Experiment(
-        hparam_infos=[api_pb2.HParamInfo(name=k, type=kinds[v.WhichOneof("kind")]) for k, v in hparams.items()],
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type=kinds[value.WhichOneof("kind")], differs=place < 5)
+            for place, (name, value) in enumerate(hparams.items())
+        ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
     )
 

@@ -23,15 +23,18 @@ COLUMNS = {path.replace(".", "_"): path for path in _COLUMNS}
 """Column of the gradient_flow tensor [layers, columns] -> where its number is in a `LayerSnapshot` (see `number`)."""
 
 LAYER_SCALARS = {
+    "gradient_log10_rms": "weight_gradient.rms",
     "gradient_mean": "weight_gradient.mean",
     "gradient_std": "weight_gradient.std",
-    "gradient_log10_rms": "weight_gradient.rms",
     "weight_mean": "weight.mean",
     "weight_std": "weight.std",
     "update_log10_ratio": "update_ratio",
     "zero_fraction": "weight_gradient.zero_fraction",
 }
-"""Scalar of a layer -> where it is in a `LayerSnapshot`; where the name says log10, log10 of it is written."""
+"""Scalar of a layer -> where it is in a `LayerSnapshot`; where the name says log10, log10 of it is written.
+
+The layout of the Custom Scalars tab has the same order: what shows a vanishing gradient comes first.
+"""
 
 NONFINITE = "nonfinite"
 """Scalar of a layer: NaN and infinities in its weight gradient, written only where there are any."""

@@ -1,0 +1,90 @@
+"""The command line as a user meets it: in a process of its own, or through main()."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgrad_torch.cli import main
+
+
+def vgrad(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vgrad_torch", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Path) -> None:
+    done = vgrad("train", "--act", "sigmoid", "--epochs", "2", "--runs", str(tmp_path), "--monitor", "fc1.*gradient")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"run {tmp_path / 'digits-sigmoid-uniform-s0'}: digits, hidden layers 512-256")
+    assert sum(line.startswith("epoch ") for line in lines) == 3
+    assert re.search(r"^step +44  fc1\.weight_gradient +\d\.\d+e-08$", done.stdout, re.MULTILINE)
+    assert not re.search(r"^step .*fc2", done.stdout, re.MULTILINE)
+    for layer in ("fc1 64x512", "fc7 16x10"):
+        assert re.search(rf"{layer} +\S+ +\S+ +\S+ +\S+ +\S+ +\S+", done.stdout)
+    assert "guessing gives 10%" in done.stdout
+    assert "times smaller than fc7's" in done.stdout
+    assert "make train ACT=relu" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--act", "tahn"], "unknown activation 'tahn'; did you mean 'tanh'? Choose from: sigmoid, tanh, relu"),
+        (["--init", "hee"], "unknown initializer 'hee'; did you mean 'he'?"),
+        (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
+        (["--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        (["--hidden", "5,0,5"], r"widths[2] must be a positive integer, not 0"),
+        (["--hidden", "a"], "widths are whole numbers like 512,256,128, not 'a'"),
+        (["--lr", "-1"], "lr must be a positive number, not -1.0"),
+        (["--lr", "fast"], "invalid float value: 'fast'"),
+        (["--data", "mnist", "--data-dir", "/nonexistent"], "/nonexistent does not exist"),
+        (["--monitor", "("], "is not a regular expression"),
+        (["--name", "a/b"], "without a slash"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--runs", str(tmp_path), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.startswith("vgrad: ")
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_runs_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--epochs", "1", "--runs", str(tmp_path / "file" / "runs")]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_a_nan_loss_is_one_sentence_with_step_and_layer_and_keeps_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--lr", "1e20", "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"vgrad: the loss became nan at step 1: .* output of fc\d .*the log up to there is kept.*\n", error
+    )
+    assert list(tmp_path.glob("*/*tfevents*"))
+
+
+@pytest.mark.parametrize("arguments", [["board", "--runs", "nowhere"], ["board", "--port", "99999"], [], ["trian"]])
+def test_other_commands_refuse_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("vgrad_torch 0.")

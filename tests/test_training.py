@@ -1,0 +1,166 @@
+"""The recipes, the loop, and what a run leaves behind."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vgrad_torch import training
+from vgrad_torch.choices import UsageError
+from vgrad_torch.monitor import watch
+from vgrad_torch.training import recipe
+
+
+def short(tmp_path: Path, **given: Any) -> training.TrainConfig:
+    return recipe("digits", **{"runs": str(tmp_path), "hidden": (16, 8), "epochs": 2, "init": "he", **given})
+
+
+def test_recipes_are_those_of_the_documents() -> None:
+    circles = recipe("circles")
+    assert (circles.hidden, circles.init, circles.batch, circles.epochs) == ((5, 5, 5, 5), "normal", 32, 100)
+    model = nn.Linear(2, 1)
+    keras = training.make_optimizer(model, circles).defaults
+    assert (keras["lr"], keras["alpha"], keras["eps"], keras["momentum"]) == (1e-3, 0.9, 1e-7, 0)
+    mnist = recipe("mnist")
+    assert (mnist.hidden, mnist.init, mnist.batch, mnist.epochs) == ((512, 256, 128, 64, 32, 16), "uniform", 128, 10)
+    groups = training.make_optimizer(model, mnist).param_groups
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in groups] == [(0.1, 0.9, 1e-5), (0.1, 0.9, 0.0)]
+    assert [p.dim() for g in groups for p in g["params"]] == [2, 1]
+
+
+def test_what_is_given_replaces_the_recipe() -> None:
+    config = recipe("circles", act="tanh", lr=0.5, hidden=(3,), seed=7, epochs=None)
+    assert (config.act, config.lr, config.hidden, config.epochs) == ("tanh", 0.5, (3,), 100)
+    assert config.name == "circles-tanh-normal-s7"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"lr": math.nan}, "lr must be a positive number"),
+        ({"lr": math.inf}, "lr must be a positive number"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1"),
+        ({"weight_decay": -1e-5}, "weight_decay must be"),
+        ({"epochs": 0}, "epochs must be between 1"),
+        ({"batch": 0}, "batch must be between 1"),
+        ({"every": 0}, "every must be between 1"),
+        ({"seed": 2**80}, "seed must be between 0"),
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"name": "../x"}, "without a slash"),
+        ({"name": ""}, "without a slash"),
+    ],
+)
+def test_bad_values_are_refused_in_a_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe("digits", **given)
+
+
+def test_a_run_leaves_its_config_and_one_event_file(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path))
+    assert result.folder == tmp_path / "digits-relu-he-s0"
+    config = json.loads((result.folder / "config.json").read_text())
+    assert (config["data"], config["act"], config["hidden"], config["seed"]) == ("digits", "relu", [16, 8], 0)
+    names = sorted(path.name for path in result.folder.iterdir())
+    assert names[0] == "config.json"
+    assert len(names) == 2
+    assert "tfevents" in names[1]
+
+
+def test_a_second_run_of_the_same_name_gets_a_number(tmp_path: Path) -> None:
+    folders = [training.run(short(tmp_path, epochs=1)).folder.name for _ in range(3)]
+    assert folders == ["digits-relu-he-s0", "digits-relu-he-s0-2", "digits-relu-he-s0-3"]
+
+
+def test_the_state_before_training_each_epochs_first_step_and_the_last_step_are_sampled(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path))
+    assert result.monitor.history.steps == [0, 44, 87]
+    assert [epoch.number for epoch in result.epochs] == [0, 1, 2]
+    assert [epoch.step for epoch in result.epochs] == [0, 44, 88]
+
+
+def test_runs_of_one_config_are_equal_bit_for_bit_whatever_is_sampled(tmp_path: Path) -> None:
+    def weights(**given: Any) -> list[Tensor]:
+        return [p.detach() for p in training.run(short(tmp_path, **given)).model.parameters()]
+
+    plain = weights()
+    assert all(torch.equal(a, b) for a, b in zip(plain, weights(every=1), strict=True))
+    assert not torch.equal(plain[0], weights(seed=1)[0])
+
+
+def test_a_small_net_learns_the_digits(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path, hidden=(64,), epochs=10))
+    assert result.epochs[0].validation.accuracy < 0.3
+    assert result.epochs[-1].validation.accuracy > 0.9
+
+
+def test_scores_are_means_over_all_samples() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.tensor([[1.0], [-2.0], [3.0]])
+    y = torch.tensor([1, 1, 1])
+    score = training.evaluate(model, x, y, training.loss_function(2))
+    expected = sum(math.log1p(math.exp(-v)) for v in (1.0, -2.0, 3.0)) / 3
+    assert score.loss == pytest.approx(expected, rel=1e-6)
+    assert score.accuracy == pytest.approx(2 / 3)
+
+
+def test_at_most_50_histogram_steps_however_long_the_run() -> None:
+    for steps, every in ((44 * 30, 44), (3200, 32), (4680, 1), (1_000_000, 7), (3, 1), (1, 1)):
+        sampled, histograms = training.sampling(steps, every)
+        chosen = [step for step in range(steps) if sampled(step) and histograms(step)]
+        assert 1 <= len(chosen) <= 50
+        assert (chosen[0], chosen[-1]) == (0, steps - 1)
+
+
+def test_a_nan_loss_stops_the_run_and_names_step_and_layer(tmp_path: Path) -> None:
+    with pytest.raises(training.NonFiniteError, match=r"at step 1: .* output of fc\d"):
+        training.run(short(tmp_path, lr=1e20))
+    (events,) = (tmp_path / "digits-relu-he-s0").glob("*tfevents*")
+    assert events.stat().st_size > 1000
+
+
+def net_with_a_bad_weight(name: str) -> nn.Sequential:
+    model = nn.Sequential()
+    for i in range(1, 4):
+        model.add_module(f"fc{i}", nn.Linear(4, 4))
+    with torch.no_grad():
+        weight = model.get_parameter(f"{name}.weight")
+        weight[0, 0] = math.nan
+    return model
+
+
+@pytest.mark.parametrize("name", ["fc1", "fc3"])
+def test_the_first_non_finite_value_is_found_in_the_weights(name: str) -> None:
+    model = net_with_a_bad_weight(name)
+    with watch(model, torch.optim.SGD(model.parameters(), lr=0.1)) as monitor:
+        monitor.step = 5
+        x, y = torch.ones(2, 4), torch.tensor([0, 1])
+        words = training.find_nonfinite(model, nn.functional.cross_entropy, x, y, monitor)
+    expected = f"the weight of {name} after the update of step 4 (1 of 16 values)"
+    assert words == f"the loss became nan at step 5: the first non-finite value stands in {expected}"
+
+
+def test_a_loss_that_overflows_by_itself_is_said_to() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with watch(model, torch.optim.SGD(model.parameters(), lr=0.1)) as monitor:
+        x, y = torch.ones(2, 4), torch.tensor([0, 1])
+        words = training.find_nonfinite(model, lambda out, y: out.sum() * math.inf, x, y, monitor)
+    assert "finite, so it arises in the loss itself" in words
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only 1437 samples"):
+        training.run(short(tmp_path, batch=5000))
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UsageError, match="a file is in its way"):
+        training.run(short(tmp_path, name="taken"))
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        training.run(short(tmp_path / "taken"))
