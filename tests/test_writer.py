@@ -22,6 +22,7 @@ import pytest
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.distribution.compressor import compress_histogram
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -87,14 +88,17 @@ def rows_of(run: Any, tag: str, index: int = 0) -> npt.NDArray[Any]:
 def write(folder: Path, *snapshots: Snapshot, histograms: bool = True, depth_profile: bool = True) -> Any:
     writer = Writer(folder)
     for snapshot in snapshots:
-        writer.snapshot(snapshot, histograms=histograms, depth_profile=depth_profile)
+        writer.snapshot(snapshot, histograms=histograms)
+        if depth_profile:
+            writer.depth_profile(snapshot)
     writer.close()
     return read(folder)
 
 
 def keep_writing(writer: Writer) -> None:
     for step in range(3):
-        writer.snapshot(net(step), histograms=True, depth_profile=True)
+        writer.snapshot(net(step), histograms=True)
+        writer.depth_profile(net(step))
         writer.scalars({"a": 1.0}, step)
         writer.text("verdict", "")
     writer.close()
@@ -165,13 +169,14 @@ def test_log10_histogram_has_fixed_edges_and_numpys_counts(tmp_path: Path) -> No
         assert rows.shape == (30, 3)
         np.testing.assert_array_equal(np.append(rows[:, 0], rows[-1, 1]), LOG_EDGES)
         magnitudes = np.abs(normal(1e-3**number, seed=10 + number)).astype(np.float64)
-        np.testing.assert_array_equal(rows[:, 2], np.histogram(magnitudes, 2.0 ** np.array(LOG_EXPONENTS))[0])
+        np.testing.assert_array_equal(untraced(rows), np.histogram(magnitudes, 2.0 ** np.array(LOG_EXPONENTS))[0])
 
 
 def test_log10_histogram_keeps_what_lies_beyond_its_ends(tmp_path: Path) -> None:
     gradient = np.array([1e-30, 1e-30, 1e30, 0.0], np.float32)
     rows = rows_of(write(tmp_path, Snapshot(0, (layer_of(gradient=gradient),))), "gradient_log10/1-fc1-4x3")
-    assert (rows[0, 2], rows[-1, 2], rows[:, 2].sum()) == (2, 1, 3)
+    counts = untraced(rows)
+    assert (counts[0], counts[-1], counts.sum()) == (2, 1, 3)
 
 
 def test_depth_profile_has_the_layer_number_as_step_and_adds_up_to_one(tmp_path: Path) -> None:
@@ -183,6 +188,31 @@ def test_depth_profile_has_the_layer_number_as_step_and_adds_up_to_one(tmp_path:
         rows = rows_of(run, "depth_profile/step_000020", index)
         whole = rows_of(run, f"gradient_log10/{number}-fc{number}-4x3")
         np.testing.assert_allclose(rows, whole / [1, 1, whole[:, 2].sum()], rtol=1e-15)
+
+
+def untraced(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Counts without the trace in the outermost buckets."""
+    counts = np.round(rows[:, 2])
+    np.testing.assert_array_equal(np.flatnonzero(counts != rows[:, 2]), [0, len(rows) - 1])
+    np.testing.assert_allclose(counts, rows[:, 2], rtol=0, atol=1.1e-9 * counts.sum())
+    return counts
+
+
+@pytest.mark.parametrize("tag", ["gradient_log10/1-fc1-4x3", "depth_profile/step_000000"])
+def test_distributions_of_log10_histograms_lie_where_the_values_are(tmp_path: Path, tag: str) -> None:
+    """TensorBoard's own percentiles; it would stretch the lowest occupied bucket down to the end of the axis."""
+    gradient = np.full(100, 1e-3, np.float32)
+    run = write(tmp_path, Snapshot(0, (layer_of(gradient=gradient),)))
+    low, *inner, high = (value for _, value in compress_histogram(rows_of(run, tag)))
+    assert -3.1 < min(inner) <= max(inner) < -2.4
+    assert (low, high) == pytest.approx((LOG_EDGES[0], LOG_EDGES[-1]))
+
+
+@pytest.mark.parametrize("tag", ["gradient_log10/1-fc1-4x3", "depth_profile/step_000000"])
+def test_distribution_of_an_all_zero_gradient_is_at_the_lower_end(tmp_path: Path, tag: str) -> None:
+    run = write(tmp_path, Snapshot(0, (layer_of(gradient=np.zeros(50, np.float32)),)))
+    *lines, _ = (value for _, value in compress_histogram(rows_of(run, tag)))
+    assert max(lines) <= LOG_EDGES[1]
 
 
 def test_histograms_are_charts_of_tensorboards_histogram_plugin(tmp_path: Path) -> None:
@@ -283,7 +313,7 @@ def test_all_zero_gradient(tmp_path: Path) -> None:
     for tag in ("gradient_log10/1-fc1-4x3", "depth_profile/step_000000"):
         rows = rows_of(run, tag)
         assert rows.shape == (30, 3)
-        assert not rows[:, 2].any()
+        assert rows[:, 2].sum() < 1e-8
 
 
 @pytest.mark.parametrize("gradient", [np.full(50, np.nan, np.float32), np.zeros(0, np.float32)], ids=["nan", "empty"])
@@ -295,7 +325,7 @@ def test_gradient_without_a_finite_entry(tmp_path: Path, gradient: Array) -> Non
         tags["scalars"]
     )
     assert "weight_std/1-fc1-4x3" in tags["scalars"]
-    assert not rows_of(run, "gradient_log10/1-fc1-4x3")[:, 2].any()
+    assert rows_of(run, "gradient_log10/1-fc1-4x3")[:, 2].sum() < 1e-8
     if gradient.size:
         assert run.Scalars("nonfinite/1-fc1-4x3")[0].value == 50
     else:
@@ -358,7 +388,7 @@ def test_layout_has_a_chart_of_all_layers_for_each_statistic(tmp_path: Path) -> 
     assert run.SummaryMetadata(tag).plugin_data.plugin_name == "custom_scalars"
     layout = layout_pb2.Layout.FromString(rows_of(run, tag).item())
     lines = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert lines == {title: [f"{title}/.*"] for title in ("loss", "accuracy", *names.LAYER_SCALARS, "nonfinite")}
+    assert lines == {title: [f"{title}/.*"] for title in ("loss", "accuracy", *names.LAYER_SCALARS)}
 
 
 def test_hparams_are_in_the_same_run_and_file(tmp_path: Path) -> None:
@@ -408,7 +438,8 @@ def test_onto_a_summary_writer_is_its_file_and_leaves_it_open(tmp_path: Path) ->
         user.add_scalar("mine", 1.0, 0)
         writer = Writer.onto(user)
         writer.hparams({"lr": 0.1}, ["mine"])
-        writer.snapshot(net(4), histograms=True, depth_profile=True)
+        writer.snapshot(net(4), histograms=True)
+        writer.depth_profile(net(4))
         writer.close()
         user.add_scalar("mine", 2.0, 1)
     own, user_run = read(tmp_path / "own"), read(tmp_path / "user")
@@ -547,7 +578,8 @@ def test_null_writer_takes_everything_and_writes_nothing(tmp_path: Path, monkeyp
     with warnings.catch_warnings(record=True) as caught:
         writer.layout()
         writer.hparams({"lr": 0.1}, ["loss/train"])
-        writer.snapshot(net(), histograms=True, depth_profile=True)
+        writer.snapshot(net(), histograms=True)
+        writer.depth_profile(net())
         writer.scalars({"loss/train": 1.0}, 0)
         writer.text("verdict", "healthy")
         writer.close()

@@ -166,6 +166,7 @@ class Monitor:
         self._on_sample = on_sample
         self._sample: Sample | None = None
         self._with_histograms = False
+        self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
         self._handles: list[Any] = []
         self._spent = 0.0
         self._started = 0.0
@@ -186,6 +187,7 @@ class Monitor:
             handle.remove()
         self._handles.clear()
         self._end()
+        self._write_depth_profile()
         self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
     def _begin_if_due(self) -> None:
@@ -199,6 +201,11 @@ class Monitor:
         if self._every is not None:
             return self._every(self.step)
         return self._spent <= self._budget * (time.perf_counter() - self._started)
+
+    def _write_depth_profile(self) -> None:
+        if self._unprofiled is not None:
+            self.writer.depth_profile(self._unprofiled)
+            self._unprofiled = None
 
     def _end(self) -> None:
         if self._sample is not None:
@@ -221,8 +228,11 @@ class Monitor:
         snapshot = sample.snapshot(self.step)
         start = time.perf_counter()
         self.history.append(snapshot)
-        profile = self._with_histograms and self._depth_profiles(self.step)
-        self.writer.snapshot(snapshot, histograms=self._with_histograms, depth_profile=profile)
+        self.writer.snapshot(snapshot, histograms=self._with_histograms)
+        if self._with_histograms:
+            self._unprofiled = snapshot
+            if self._depth_profiles(self.step):
+                self._write_depth_profile()
         self._spent += sample.seconds + time.perf_counter() - start
         if self._on_sample is not None:
             self._on_sample(snapshot)

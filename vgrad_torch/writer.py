@@ -32,10 +32,13 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from vgrad_torch.choices import UsageError
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.records import Snapshot
+from vgrad_torch.records import Histogram, Snapshot
 
 LOG_EXPONENTS = range(-52, 10, 2)
 """Edges of the log10 histograms are log10(2**e) of these: 30 buckets, the 30 that TensorBoard draws."""
+
+TRACE = 1e-9
+"""Share of the values that the outermost buckets of a log10 histogram hold on top of what is in them."""
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _file_numbers = itertools.count()
@@ -59,20 +62,19 @@ class Writer:
         writer._sink = _Borrowed(summary_writer)
         return writer
 
-    def snapshot(self, snapshot: Snapshot, *, histograms: bool, depth_profile: bool = False) -> None:
-        """Write all scalars, gradient_flow and, if asked, the histograms as one event.
-
-        The depth profile is one more event per layer: its step axis is the layer's number.
-        """
+    def snapshot(self, snapshot: Snapshot, *, histograms: bool) -> None:
+        """Write all scalars, gradient_flow and, if asked, the histograms as one event."""
         if self._sink is None:
             return
         values = [*_layer_scalars(snapshot), self._flow(snapshot)]
         if histograms:
             values += _layer_histograms(snapshot)
         self._add(values, snapshot.step, snapshot.wall_time)
-        if depth_profile:
-            for number, value in _depth_profile(snapshot):
-                self._add([value], number, snapshot.wall_time)
+
+    def depth_profile(self, snapshot: Snapshot) -> None:
+        """Write the whole net at one step as one ridge: an event per layer, as its step axis is the layer's number."""
+        for number, value in _depth_profile(snapshot) if self._sink else ():
+            self._add([value], number, snapshot.wall_time)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write {tag: value}, all at one step; NaN and infinity are written as they are."""
@@ -222,23 +224,36 @@ def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
             if stats and stats.finite and stats.histogram:
                 yield _histogram(names.layer_tag(group, layer.tag), *stats.histogram.values())
         if layer.weight_gradient and layer.weight_gradient.histogram:
-            log10 = layer.weight_gradient.histogram.log10(LOG_EXPONENTS)
+            log10 = _log10(layer.weight_gradient.histogram)
             yield _histogram(names.layer_tag(names.GRADIENT_LOG10, layer.tag), *log10)
 
 
 def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
-    """Each layer's number and the log10 histogram of its gradient, as shares; all 0 where the gradient is."""
+    """Each layer's number and the log10 histogram of its gradient, as shares; next to nothing where it is all 0."""
     for layer in snapshot.layers:
         if layer.weight_gradient and layer.weight_gradient.histogram:
-            edges, counts = layer.weight_gradient.histogram.log10(LOG_EXPONENTS)
+            edges, counts = _log10(layer.weight_gradient.histogram)
             yield layer.number, _histogram(names.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
+
+
+def _log10(histogram: Histogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The log10 histogram, with a trace in its outermost buckets.
+
+    Without it TensorBoard's Distributions tab stretches the lowest occupied bucket down to the end of the axis, and
+    puts a gradient that is all zero at the top of it.
+    """
+    edges, counts = histogram.log10(LOG_EXPONENTS)
+    traced = counts.astype(np.float64)
+    traced[0] += TRACE * max(counts.sum(), 1)
+    traced[-1] += TRACE * counts.sum()
+    return edges, traced
 
 
 def _layout() -> Any:
     def chart(title: str) -> Any:  # tags are regular expressions
         return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"{title}/.*"]))
 
-    layers = [chart(group) for group in (*names.LAYER_SCALARS, names.NONFINITE)]
+    layers = [chart(group) for group in names.LAYER_SCALARS]
     training = [chart(tag.partition("/")[0]) for tag in (names.LOSS_TRAIN, names.ACCURACY_TRAIN)]
     categories = {"training": training, "layers": layers}
     return layout_pb2.Layout(category=[layout_pb2.Category(title=k, chart=v) for k, v in categories.items()])
