@@ -26,9 +26,9 @@ def test_recipes_are_those_of_the_documents() -> None:
     keras = training.make_optimizer(model, circles).defaults
     assert (keras["lr"], keras["alpha"], keras["eps"], keras["momentum"]) == (1e-3, 0.9, 1e-7, 0)
     mnist = recipe("mnist")
-    assert (mnist.hidden, mnist.init, mnist.batch, mnist.epochs) == ((512, 256, 128, 64, 32, 16), "uniform", 128, 10)
+    assert (mnist.hidden, mnist.init, mnist.batch, mnist.epochs) == ((512, 256, 128, 64, 32, 16), "uniform", 32, 10)
     groups = training.make_optimizer(model, mnist).param_groups
-    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in groups] == [(0.1, 0.9, 1e-5), (0.1, 0.9, 0.0)]
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in groups] == [(0.025, 0.9, 1e-5), (0.025, 0.9, 0.0)]
     assert [p.dim() for g in groups for p in g["params"]] == [2, 1]
 
 
