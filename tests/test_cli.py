@@ -72,7 +72,7 @@ def test_a_nan_loss_is_one_sentence_with_step_and_layer_and_keeps_the_log(
     assert main(["train", "--lr", "1e20", "--runs", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
-        r"vgrad: the loss became nan at step 1: .* output of fc\d .*the log up to there is kept.*\n", error
+        r"vgrad: the loss became nan at step 1: .* output of fc\d, .*the log up to there is kept.*\n", error
     )
     assert list(tmp_path.glob("*/*tfevents*"))
 

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 LEVELS = [
     {"choices"},
     {"records", "stats", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
-    {"mlp", "writer"},
+    {"mlp", "writer", "sample"},
+    {"diagnosis"},
     {"monitor"},
     {"training"},
     {"terminal"},
@@ -20,7 +21,7 @@ LEVELS = [
     {"__main__"},
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
-PLAIN = ["vgrad_torch", "vgrad_torch.records", "vgrad_torch.choices", "vgrad_torch.plugin.metadata", "vgrad_torch.cli"]
+PLAIN = [f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".choices", ".plugin.metadata", ".cli")]
 
 
 def modules() -> dict[str, Path]:

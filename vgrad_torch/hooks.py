@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from vgrad_torch.choices import UsageError
 
 Layers = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
 """Which layers to watch: a type, several types, a regular expression over their names, or a function of both."""
-
-See = Callable[[str, int, str, Tensor], None]
-"""Receives a layer's name, which call of it this is (from 1), the quantity (a word of `QUANTITIES`) and the tensor."""
 
 
 def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]:
@@ -40,23 +37,43 @@ def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]
     if not chosen:
         kinds = ", ".join(sorted({type(m).__name__ for _, m in model.named_modules()}))
         raise UsageError(f"the model has no layer that matches layers={layers!r}; its modules are of type {kinds}")
-    return {name or type(m).__name__: m for name, m in chosen.items()}
+    return {name.replace("_orig_mod.", "") or type(m).__name__: m for name, m in chosen.items()}  # torch.compile's
+
+
+class Observer(Protocol):
+    """What `Hooks` reports to."""
+
+    def new_pass(self) -> None:
+        """A forward pass begins after a backward pass: of a micro-batch, say, or of the step after a skipped one."""
+
+    def new_backward(self) -> None:
+        """A backward pass begins; no gradient of it has reached a parameter of the watched layers yet."""
+
+    def see(self, name: str, call: int, quantity: str, tensor: Tensor) -> None:
+        """A layer's name, which call of it in this pass (from 1), the quantity (a word of `QUANTITIES`), the tensor."""
 
 
 class Hooks:
-    """Watches the given layers from `attach` until `detach`, and tells `see` each tensor that passes.
+    """Watches the given layers from `attach` until `detach`, and tells the observer each tensor that passes.
 
     The output gradient is taken by a hook on the output tensor (set from a forward hook, so that an in-place
     activation behind it does no harm). The input gradient is this layer's own contribution W^T delta, also where
     others use the same input: the layer is handed a view of its input, and the hook sits on that view. Neither
-    changes a bit of what is computed. Forward passes without gradients (evaluation) are not seen.
+    changes a bit of what is computed. Forward passes without gradients (evaluation) are not seen, nor is a forward
+    pass that activation checkpointing repeats.
+
+    `order` ranks the layers by their first call, `recomputed` is whether some were seen only in a repeated pass.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], see: See) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], observer: Observer) -> None:
+        self.order: dict[str, int] = {}
+        self.recomputed = False
         self._layers = layers
-        self._see = see
+        self._observer: Observer | None = observer
         self._handles: list[RemovableHandle] = []
         self._calls: Counter[str] = Counter()
+        self._seen_outright: set[str] = set()
+        self._entered: dict[str, bool] = {}
         self._went_back = False
 
     def attach(self) -> None:
@@ -70,11 +87,13 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._see = _look_away
+        self._observer = None
 
     def _before(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if not self._enter(name):
+            self.order.setdefault(name, len(self.order))
+            self._entered[name] = self._enter(name)
+            if not self._entered[name]:
                 return None
             call = self._calls[name]
             return tree_map(lambda x: self._tap_input(name, call, x), (args, kwargs))
@@ -83,25 +102,40 @@ class Hooks:
 
     def _after(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not torch.is_grad_enabled() or _recomputing():
+            if not self._entered.get(name):
                 return
             call = self._calls[name]
             for tensor in filter(_is_float, tree_leaves(output)):
-                self._see(name, call, "output", tensor)
+                self._tell(name, call, "output", tensor)
                 if tensor.requires_grad:
                     tensor.register_hook(lambda gradient: self._back(name, call, "output_gradient", gradient))
 
         return hook
 
     def _enter(self, name: str) -> bool:
-        """Count a call. The first forward pass after a backward pass (of a micro-batch, say) counts from 1 again."""
-        if not torch.is_grad_enabled() or _recomputing():
+        """Whether to see this call; counts it. The first forward pass after a backward pass counts from 1 again.
+
+        Inside a backward pass, checkpointing repeats a forward pass. If that was seen before, this one is not; if it
+        ran without gradients (the reentrant form), this one is the one to see.
+        """
+        if not torch.is_grad_enabled():
             return False
-        if self._went_back:
-            self._went_back = False
-            self._calls.clear()
+        if not _recomputing():
+            self._start_pass_after_backward()
+            self._seen_outright.add(name)
+        elif name in self._seen_outright:
+            return False
+        else:
+            self.recomputed = True
         self._calls[name] += 1
         return True
+
+    def _start_pass_after_backward(self) -> None:
+        if self._went_back and self._observer is not None:
+            self._went_back = False
+            self._calls.clear()
+            self._seen_outright.clear()
+            self._observer.new_pass()
 
     def _tap_input(self, name: str, call: int, x: Any) -> Any:
         if not (_is_float(x) and x.requires_grad):
@@ -111,8 +145,14 @@ class Hooks:
         return view
 
     def _back(self, name: str, call: int, quantity: str, gradient: Tensor) -> None:
-        self._went_back = True
-        self._see(name, call, quantity, gradient)
+        if not self._went_back and self._observer is not None:
+            self._went_back = True
+            self._observer.new_backward()
+        self._tell(name, call, quantity, gradient)
+
+    def _tell(self, name: str, call: int, quantity: str, tensor: Tensor) -> None:
+        if self._observer is not None:
+            self._observer.see(name, call, quantity, tensor)
 
 
 def _is_float(x: Any) -> bool:
@@ -122,7 +162,3 @@ def _is_float(x: Any) -> bool:
 def _recomputing() -> bool:
     """Whether this forward pass runs inside a backward pass, as activation checkpointing does it."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _look_away(name: str, call: int, quantity: str, tensor: Tensor) -> None:
-    return None

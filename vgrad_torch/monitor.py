@@ -1,10 +1,12 @@
-"""watch(): when to look, what one look collects, and the snapshot it becomes."""
+"""watch(): when to look at a training loop, and what becomes of the snapshots."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,134 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vgrad_torch import hooks, stats
+from vgrad_torch import hooks
 from vgrad_torch.choices import UsageError
-from vgrad_torch.records import History, LayerSnapshot, Snapshot
+from vgrad_torch.diagnosis import first_nonfinite
+from vgrad_torch.plugin import metadata as names
+from vgrad_torch.records import History, Snapshot
+from vgrad_torch.sample import Sample
 from vgrad_torch.writer import Writer
 
 Schedule = Callable[[int], bool]
-
-
-class Sample:
-    """One look at a model: a forward and a backward pass, the gradients before the optimizer's step, the step itself.
-
-    Tensors are reduced where they lie as they pass; `snapshot` brings the numbers home in one transfer.
-    """
-
-    def __init__(self, layers: Mapping[str, nn.Module], *, histograms: bool = True) -> None:
-        self._layers = layers
-        self._histograms = histograms
-        self._seen: dict[tuple[str, int], dict[str, list[stats.Reduction]]] = {}
-        self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._updates: dict[str, Tensor] = {}
-        self._hooks = hooks.Hooks(layers, self._see)
-        self.seconds = 0.0
-        """Time spent looking so far, on the host."""
-
-    def attach(self) -> Sample:
-        """Set the hooks; from now on what passes is seen."""
-        self._hooks.attach()
-        return self
-
-    def detach(self) -> None:
-        """Remove the hooks."""
-        self._hooks.detach()
-
-    def _see(self, name: str, call: int, quantity: str, tensor: Tensor) -> None:
-        start = time.perf_counter()
-        entry = self._seen.setdefault((name, call), {})
-        entry.setdefault(quantity, []).append(stats.reduce(tensor, histogram=self._histograms))
-        self.seconds += time.perf_counter() - start
-
-    def read_parameters(self) -> None:
-        """Reduce weights and weight gradients as they stand, and keep the weights to measure the update by."""
-        start = time.perf_counter()
-        with torch.no_grad():
-            for name, layer in self._layers.items():
-                self._read_layer(name, list(_weights(layer)))
-        self.seconds += time.perf_counter() - start
-
-    def _read_layer(self, name: str, weights: list[nn.Parameter]) -> None:
-        entry = self._seen.setdefault((name, 0), {})
-        entry["weight"] = [stats.reduce(w, histogram=self._histograms) for w in weights]
-        gradients = [w.grad for w in weights if w.grad is not None]
-        entry["weight_gradient"] = [stats.reduce(g, histogram=self._histograms) for g in gradients]
-        self._before[name] = [(w, w.detach().clone()) for w in weights if w.grad is not None]
-
-    def read_update(self) -> None:
-        """Measure what the optimizer's step changed; call it after the step."""
-        start = time.perf_counter()
-        with torch.no_grad():
-            for name, before in self._before.items():
-                changes = [(w - old).reshape(-1) for w, old in before]
-                if changes:
-                    self._updates[name] = stats.rms(torch.cat(changes))
-        self._before.clear()
-        self.seconds += time.perf_counter() - start
-
-    def snapshot(self, step: int) -> Snapshot:
-        """Everything seen, as plain numbers, in forward order."""
-        start = time.perf_counter()
-        flat = [(key, quantity, r) for key, seen in self._seen.items() for quantity, rs in seen.items() for r in rs]
-        numbers, updates = stats.fetch([r for _, _, r in flat], list(self._updates.values()))
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        for (key, quantity, _), value in zip(flat, numbers, strict=True):
-            merged = found.setdefault(key, {})
-            merged[quantity] = merged[quantity] + value if quantity in merged else value
-        layers = self._assemble(found, dict(zip(self._updates, updates, strict=True)))
-        self.seconds += time.perf_counter() - start
-        return Snapshot(step, tuple(_with_activation_gains(layers)), time.time())
-
-    def _assemble(
-        self, found: Mapping[tuple[str, int], Mapping[str, Any]], updates: Mapping[str, float]
-    ) -> Iterator[LayerSnapshot]:
-        for number, (name, call) in enumerate(self._forward_order(), start=1):
-            layer = self._layers[name]
-            seen = {**found.get((name, 0), {}), **found.get((name, call), {})}
-            yield LayerSnapshot(
-                number, name, type(layer).__name__, _size(layer), call, update_rms=updates.get(name), **seen
-            )
-
-    def _forward_order(self) -> list[tuple[str, int]]:
-        """Calls in the order they were made; a layer that was not called follows its neighbour in the model."""
-        order = [key for key in self._seen if key[1] > 0]
-        called = {name for name, _ in order}
-        neighbour: str | None = None
-        for name in self._layers:
-            if name not in called:
-                place = max((i for i, key in enumerate(order) if key[0] == neighbour), default=-1)
-                order.insert(place + 1, (name, 1))
-            neighbour = name
-        return order
-
-
-def _with_activation_gains(layers: Iterator[LayerSnapshot]) -> Iterator[LayerSnapshot]:
-    """RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
-    entries = list(layers)
-    for layer, above in zip(entries, [*entries[1:], None], strict=True):
-        handed_down = above.input_gradient.rms if above and above.input_gradient else 0.0
-        gain = layer.output_gradient.rms / handed_down if layer.output_gradient and handed_down else None
-        yield replace(layer, activation_gain=gain)
-
-
-def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """A layer's own weight matrices (a recurrent layer has several); for a layer that has none, its vectors."""
-    own = list(layer.parameters(recurse=False))
-    matrices = [p for p in own if p.dim() >= 2]
-    yield from matrices or own
-
-
-def _size(layer: nn.Module) -> str:
-    """Fan-in x fan-out of the weight, `784x512`; empty for a layer without a matrix."""
-    weight = next((w for w in _weights(layer) if w.dim() >= 2), None)
-    return "" if weight is None else f"{weight[0].numel()}x{weight.shape[0]}"
 
 
 class Monitor:
     """Looks at the watched layers at sampled optimizer steps, and keeps and logs what it saw. Made by `watch`.
 
     `history` holds the snapshots, `step` counts the optimizer steps so far, `layers` are the watched modules by name,
-    `writer` takes what else belongs into the log. On steps that are not sampled the model carries no hook at all.
+    `writer` takes what else belongs into the log, `nonfinite` says where NaN or infinity was first seen (None: nowhere).
+    On steps that are not sampled the model carries no hook at all.
     """
 
     def __init__(
@@ -151,6 +42,7 @@ class Monitor:
         writer: Writer,
         every: int | Schedule | None,
         histograms: bool | Schedule,
+        scaler: Any,
         budget: float,
         on_sample: Callable[[Snapshot], None] | None,
     ) -> None:
@@ -165,7 +57,10 @@ class Monitor:
         self._depth_profiles = sparse_steps(ratio=2.0)
         self._on_sample = on_sample
         self._sample: Sample | None = None
-        self._with_histograms = False
+        self.nonfinite: str | None = None
+        self._warned: set[str] = set()
+        self._scaler = scaler
+        self._eager: AbstractContextManager[Any] = nullcontext()
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
         self._handles: list[Any] = []
         self._spent = 0.0
@@ -192,8 +87,9 @@ class Monitor:
 
     def _begin_if_due(self) -> None:
         if self._due():
-            self._with_histograms = self._histograms(self.step)
-            self._sample = Sample(self.layers, histograms=self._with_histograms).attach()
+            scale = None if self._scaler is None else self._loss_scale
+            self._sample = Sample(self.layers, histograms=self._histograms(self.step), scale=scale).attach()
+            self._eager = force_eager()
 
     def _due(self) -> bool:
         if isinstance(self._every, int):
@@ -202,40 +98,119 @@ class Monitor:
             return self._every(self.step)
         return self._spent <= self._budget * (time.perf_counter() - self._started)
 
-    def _write_depth_profile(self) -> None:
-        if self._unprofiled is not None:
-            self.writer.depth_profile(self._unprofiled)
-            self._unprofiled = None
-
     def _end(self) -> None:
         if self._sample is not None:
             self._sample.detach()
             self._sample = None
+        self._eager.__exit__(None, None, None)
+        self._eager = nullcontext()
 
-    def _before_step(self, *_: object) -> None:
-        if self._sample is not None:
-            self._sample.read_parameters()
+    def _loss_scale(self, device: torch.device) -> Tensor:
+        scale: Tensor = self._scaler.scale(torch.ones((), device=device))
+        return scale
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read the parameters; where the optimizer is given a closure, after its first call."""
+        sample = self._sample
+        if sample is None:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._read(sample, optimizer)
+            return None
+
+        def watched() -> Any:
+            loss = closure()
+            if not sample.read:
+                self._read(sample, optimizer)
+                sample.detach()
+            return loss
+
+        return (args[:1], {**kwargs, "closure": watched})
+
+    def _read(self, sample: Sample, optimizer: Optimizer) -> None:
+        """With `fused=True` a gradient scaler leaves the division by its scale to the optimizer."""
+        sample.read_parameters(getattr(optimizer, "grad_scale", None))
+        if self._scaler is None and in_a_gradient_scaler():
+            sample.forget_activation_gradients()
+            self._warn_once(
+                "a GradScaler that watch() was not given scales the loss, so output and input gradients are left out; "
+                "pass it: watch(..., scaler=scaler)"
+            )
 
     def _after_step(self, *_: object) -> None:
-        if self._sample is not None:
+        if self._sample is not None and self._sample.read:
             self._take(self._sample)
         self.step += 1
-        self._begin_if_due()
+        if self._sample is None:
+            self._begin_if_due()
 
     def _take(self, sample: Sample) -> None:
         self._end()
         sample.read_update()
         snapshot = sample.snapshot(self.step)
+        if _skipped(self._optimizer):
+            return
         start = time.perf_counter()
         self.history.append(snapshot)
-        self.writer.snapshot(snapshot, histograms=self._with_histograms)
-        if self._with_histograms:
-            self._unprofiled = snapshot
-            if self._depth_profiles(self.step):
-                self._write_depth_profile()
+        self._notice(snapshot, sample)
+        self._log(snapshot, sample.histograms)
         self._spent += sample.seconds + time.perf_counter() - start
         if self._on_sample is not None:
             self._on_sample(snapshot)
+
+    def _notice(self, snapshot: Snapshot, sample: Sample) -> None:
+        """Say once what the user must know."""
+        if self.nonfinite is None and (where := first_nonfinite(snapshot)):
+            self.nonfinite = f"step {snapshot.step}: the first non-finite value stands in {where}"
+            self.writer.text(names.NONFINITE, self.nonfinite, snapshot.step)
+            self._warn_once(self.nonfinite)
+        if not sample.saw_a_forward_pass:
+            self._warn_once(
+                f"no forward pass of a watched layer was seen at step {snapshot.step}, only its parameters; "
+                "was the model's call compiled as part of a function, or made without calling the layers?"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _log(self, snapshot: Snapshot, histograms: bool) -> None:
+        self.writer.snapshot(snapshot, histograms=histograms)
+        if histograms:
+            self._unprofiled = snapshot
+            if self._depth_profiles(self.step):
+                self._write_depth_profile()
+
+    def _write_depth_profile(self) -> None:
+        if self._unprofiled is not None:
+            self.writer.depth_profile(self._unprofiled)
+            self._unprofiled = None
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer left its step out because a gradient scaler found infinity."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def force_eager() -> AbstractContextManager[Any]:
+    """Run what torch.compile compiled without its graphs until the context exits: those never call a later hook."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def in_a_gradient_scaler() -> bool:
+    """Whether a GradScaler's step is among the callers."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.amp.GradScaler):
+            return bool(frame.f_locals["self"].is_enabled())
+    return False
 
 
 def sparse_steps(ratio: float = 1.5) -> Schedule:
@@ -269,6 +244,7 @@ def watch(
     every: int | Schedule | None = None,
     layers: hooks.Layers = nn.Linear,
     histograms: bool | Schedule = True,
+    scaler: Any = None,
     budget: float = 0.02,
     on_sample: Callable[[Snapshot], None] | None = None,
 ) -> Monitor:
@@ -285,6 +261,8 @@ def watch(
         layers: which modules: a type, a tuple of types, a regular expression over names, or a function of
             (name, module).
         histograms: False for none, True for a schedule of at most about 50 steps, or a function of the step.
+        scaler: the `torch.amp.GradScaler` of your loop, if it has one, so that gradients are shown without its scale. A
+            step that it skips gives no sample.
         budget: share of the wall time that `every=None` may cost, 0 to 1.
         on_sample: called with each snapshot.
 
@@ -308,5 +286,12 @@ def watch(
     if writer is None:
         sink.layout()
     return Monitor(
-        chosen, optimizer, writer=sink, every=every, histograms=histograms, budget=budget, on_sample=on_sample
+        chosen,
+        optimizer,
+        writer=sink,
+        every=every,
+        histograms=histograms,
+        scaler=scaler,
+        budget=budget,
+        on_sample=on_sample,
     )

@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 
 from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.data import Dataset, Progress, batches, load
+from vgrad_torch.diagnosis import first_nonfinite
 from vgrad_torch.mlp import build_mlp
-from vgrad_torch.monitor import Monitor, Sample, Schedule, watch
+from vgrad_torch.monitor import Monitor, Schedule, watch
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import Snapshot
+from vgrad_torch.sample import Sample
 
 _MANY = 10**9
 
@@ -235,27 +237,19 @@ def find_nonfinite(model: nn.Module, loss_fn: LossFunction, x: Tensor, y: Tensor
     finally:
         sample.detach()
     snapshot = sample.snapshot(monitor.step)
-    return f"the loss became {float(loss.detach()):g} at step {snapshot.step}: {first_nonfinite(snapshot)}"
+    where = first_nonfinite(snapshot)
+    words = (
+        f"the first non-finite value stands in {where}"
+        if where
+        else f"it arises in the loss itself, {_largest(snapshot)}"
+    )
+    return f"the loss became {float(loss.detach()):g} at step {snapshot.step}: {words}"
 
 
-def first_nonfinite(snapshot: Snapshot) -> str:
-    """Which weight or output is the first, in forward order, that is not finite."""
-    before = f"after the update of step {snapshot.step - 1}"
-    for layer in snapshot.layers:
-        if layer.weight and layer.weight.nonfinite:
-            return f"the first non-finite value stands in the weight of {layer.label} {before} {_share(layer.weight)}"
-        if layer.output and layer.output.nonfinite:
-            return f"the first non-finite value stands in the output of {layer.label} {_share(layer.output)}"
-    return f"all layers' weights and outputs are finite, so it arises in the loss itself{_largest(snapshot.layers)}"
-
-
-def _share(stats: Stats) -> str:
-    return f"({stats.nonfinite} of {stats.count} values)"
-
-
-def _largest(layers: tuple[LayerSnapshot, ...]) -> str:
-    output = layers[-1].output
-    return f", from outputs of up to {max(abs(output.min), abs(output.max)):.2g}" if output else ""
+def _largest(snapshot: Snapshot) -> str:
+    output = snapshot.layers[-1].output
+    size = f" of up to {max(abs(output.min), abs(output.max)):.2g}" if output else ""
+    return f"from finite outputs{size}"
 
 
 @dataclass(frozen=True, slots=True)
