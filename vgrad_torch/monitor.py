@@ -30,7 +30,7 @@ class Monitor:
     """Looks at the watched layers at sampled optimizer steps, and keeps and logs what it saw. Made by `watch`.
 
     `history` holds the snapshots, `step` counts the optimizer steps so far, `layers` are the watched modules by name,
-    `writer` takes what else belongs into the log, `nonfinite` says where NaN or infinity was first seen (None: nowhere).
+    `writer` takes what else belongs into the log, `nonfinite` says where NaN or infinity first stood (or None).
     On steps that are not sampled the model carries no hook at all.
     """
 
