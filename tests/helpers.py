@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from vgrad_torch.records import Snapshot, Stats
 
@@ -33,14 +34,14 @@ def chain_oracle(model: nn.Sequential, x: Tensor, loss: Loss) -> dict[str, dict[
     twin = copy.deepcopy(model)
     seen: dict[str, dict[str, Tensor]] = {}
     h = x
-    for name, module in twin.named_children():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-        if isinstance(module, nn.Linear):
+    for name, child in twin.named_children():
+        if isinstance(child, nn.ReLU):
+            child.inplace = False
+        if isinstance(child, nn.Linear):
             seen[name] = {"input": h}
-        h = module(h)
-        if isinstance(module, nn.Linear):
-            seen[name] |= {"output": h, "weight": module.weight}
+        h = child(h)
+        if isinstance(child, nn.Linear):
+            seen[name] |= {"output": h, "weight": child.weight}
     value = loss(h)
     for entry in seen.values():
         for source, gradient in (
@@ -68,7 +69,8 @@ def assert_matches(snapshot: Snapshot, oracle: dict[str, dict[str, Tensor]]) -> 
 def hook_count(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
     """All hooks of any kind on a model, its parameters and its optimizer."""
     own = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    count = sum(len(getattr(module, kind)) for module in model.modules() for kind in own)
+    count = len(module._global_forward_pre_hooks) + len(module._global_forward_hooks)
+    count += sum(len(getattr(m, kind)) for m in model.modules() for kind in own)
     count += sum(len(p._backward_hooks or {}) for p in model.parameters())
     if optimizer is not None:
         count += len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -126,11 +128,11 @@ def test_unsampled_steps_carry_no_hook_on_the_model() -> None:
     model = chain()
     optimizer = sgd(model)
     with vg.watch(model, optimizer, every=2):
-        assert hook_count(model) == 6
+        assert hook_count(model) == 2
         train(model, optimizer, 1)
         assert hook_count(model) == 0
         train(model, optimizer, 1)
-        assert hook_count(model) == 6
+        assert hook_count(model) == 2
 
 
 def fail(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -329,3 +331,66 @@ def test_callback_gets_each_snapshot() -> None:
     with vg.watch(model, optimizer, every=3, on_sample=lambda snapshot: seen.append(snapshot.step)):
         train(model, optimizer, 7)
     assert seen == [0, 3, 6]
+
+
+def test_a_copy_or_pickle_made_while_a_sample_is_open_takes_no_hook_along() -> None:
+    model = chain()
+    optimizer = sgd(model)
+    with vg.watch(model, optimizer, every=1) as monitor:
+        copied = copy.deepcopy(model)
+        pickle.loads(pickle.dumps(model))
+        loss_fn(copied(X)).backward()
+        train(model, optimizer, 1)
+    (snapshot,) = monitor.history
+    assert [layer.label for layer in snapshot.layers] == ["0", "2", "4"]
+    assert snapshot.layers[0].output is not None
+    assert snapshot.layers[0].output.count == 16 * 5
+
+
+def test_a_monitor_is_entered_once() -> None:
+    model = chain()
+    with vg.watch(model, sgd(model)) as monitor, pytest.raises(UsageError, match="entered before"):
+        monitor.__enter__()
+
+
+def test_a_closure_is_watched_at_its_first_call() -> None:
+    model = chain()
+    oracle = chain_oracle(model, X, loss_fn)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model(X))
+        loss.backward()
+        return loss
+
+    with vg.watch(model, optimizer, every=1) as monitor:
+        optimizer.step(closure)
+    assert_matches(monitor.history[0], oracle)
+    assert hook_count(model, optimizer) == 0
+
+
+MODEL = chain()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": None}, "torch.nn.Module first, not NoneType"),
+        ({"optimizer": None}, "torch optimizer second, not NoneType"),
+        ({"optimizer": sgd(chain())}, "holds no parameter of the model"),
+        ({"every": 0}, "every must be a whole number from 1"),
+        ({"every": 1.5}, "every must be a whole number from 1"),
+        ({"every": True}, "every must be a whole number from 1"),
+        ({"layers": ["fc1"]}, "layers must be a type"),
+        ({"histograms": 5}, "histograms must be True, False or a function"),
+        ({"budget": math.nan}, "budget must be a share"),
+        ({"budget": -1}, "budget must be a share"),
+        ({"logdir": ""}, "logdir must be the path"),
+        ({"logdir": "x", "writer": object()}, "not both"),
+        ({"writer": object()}, "must be a torch.utils.tensorboard.SummaryWriter"),
+    ],
+)
+def test_what_watch_cannot_take_is_said_in_a_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        vg.watch(**{"model": MODEL, "optimizer": sgd(MODEL), **given})

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.choices import UsageError
 
 Layers = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
-"""Which layers to watch: a type, several types, a regular expression over their names, or a function of both."""
+"""Which layers to watch: a type, several types, a regular expression over names, or a function of name and module."""
 
 
 def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]:
@@ -30,10 +31,13 @@ def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression over layer names: {error}") from None
         chosen = {name: m for name, m in model.named_modules() if name and pattern.search(name)}
-    elif isinstance(layers, type | tuple):
+    elif isinstance(layers, type) or (isinstance(layers, tuple) and all(isinstance(t, type) for t in layers)):
         chosen = {name: m for name, m in model.named_modules() if isinstance(m, layers)}
-    else:
+    elif callable(layers):
         chosen = {name: m for name, m in model.named_modules() if layers(name, m)}
+    else:
+        kinds = "a type, a tuple of types, a regular expression, or a function of (name, module)"
+        raise UsageError(f"layers must be {kinds}, not {layers!r}")
     if not chosen:
         kinds = ", ".join(sorted({type(m).__name__ for _, m in model.named_modules()}))
         raise UsageError(f"the model has no layer that matches layers={layers!r}; its modules are of type {kinds}")
@@ -62,13 +66,16 @@ class Hooks:
     changes a bit of what is computed. Forward passes without gradients (evaluation) are not seen, nor is a forward
     pass that activation checkpointing repeats.
 
+    The hooks are torch's global ones, filtered by layer, so that a model that is copied or pickled meanwhile takes none
+    along. Those do not show keyword arguments: a layer called by keyword has no input gradient.
+
     `order` ranks the layers by their first call, `recomputed` is whether some were seen only in a repeated pass.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], observer: Observer) -> None:
         self.order: dict[str, int] = {}
         self.recomputed = False
-        self._layers = layers
+        self._names = {id(layer): name for name, layer in layers.items()}
         self._observer: Observer | None = observer
         self._handles: list[RemovableHandle] = []
         self._calls: Counter[str] = Counter()
@@ -77,10 +84,8 @@ class Hooks:
         self._went_back = False
 
     def attach(self) -> None:
-        """Set two hooks on each layer."""
-        for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._before(name), with_kwargs=True))
-            self._handles.append(layer.register_forward_hook(self._after(name)))
+        """Set the hooks; they run at each module's call, and see those of the watched layers."""
+        self._handles = [register_module_forward_pre_hook(self._before), register_module_forward_hook(self._after)]
 
     def detach(self) -> None:
         """Remove all hooks; what still hangs on tensors of a kept graph falls silent."""
@@ -89,28 +94,26 @@ class Hooks:
         self._handles.clear()
         self._observer = None
 
-    def _before(self, name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            self.order.setdefault(name, len(self.order))
-            self._entered[name] = self._enter(name)
-            if not self._entered[name]:
-                return None
-            call = self._calls[name]
-            return tree_map(lambda x: self._tap_input(name, call, x), (args, kwargs))
+    def _before(self, module: nn.Module, args: Any) -> Any:
+        name = self._names.get(id(module))
+        if name is None:
+            return None
+        self.order.setdefault(name, len(self.order))
+        self._entered[name] = self._enter(name)
+        if not self._entered[name]:
+            return None
+        call = self._calls[name]
+        return tree_map(lambda x: self._tap_input(name, call, x), args)
 
-        return hook
-
-    def _after(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._entered.get(name):
-                return
-            call = self._calls[name]
-            for tensor in filter(_is_float, tree_leaves(output)):
-                self._tell(name, call, "output", tensor)
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda gradient: self._back(name, call, "output_gradient", gradient))
-
-        return hook
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None or not self._entered.get(name):
+            return
+        call = self._calls[name]
+        for tensor in filter(_is_float, tree_leaves(output)):
+            self._tell(name, call, "output", tensor)
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: self._back(name, call, "output_gradient", gradient))
 
     def _enter(self, name: str) -> bool:
         """Whether to see this call; counts it. The first forward pass after a backward pass counts from 1 again.

@@ -67,6 +67,8 @@ class Monitor:
         self._started = 0.0
 
     def __enter__(self) -> Monitor:
+        if self._started:
+            raise UsageError("this monitor was entered before; call watch() again for another one")
         self._started = time.perf_counter()
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
@@ -279,8 +281,7 @@ def watch(
     >>> [(layer.name, layer.weight_gradient.count) for layer in monitor.history[0].layers]
     [('0', 6), ('2', 3)]
     """
-    if isinstance(every, int) and every < 1:
-        raise UsageError(f"every must be 1 or more, or None to keep to the budget, not {every}")
+    _check(model, optimizer, logdir, writer, every, histograms, budget)
     chosen = hooks.select(model, layers)
     sink = Writer(logdir) if writer is None else Writer.onto(writer)
     if writer is None:
@@ -295,3 +296,25 @@ def watch(
         budget=budget,
         on_sample=on_sample,
     )
+
+
+def _check(
+    model: object, optimizer: object, logdir: object, writer: object, every: object, histograms: object, budget: float
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"watch(model, optimizer) needs a torch.nn.Module first, not {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(f"watch(model, optimizer) needs a torch optimizer second, not {type(optimizer).__name__}")
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in model.parameters()):
+        raise UsageError("the optimizer holds no parameter of the model; give the one that trains it")
+    if not (every is None or callable(every) or (type(every) is int and every >= 1)):
+        raise UsageError(f"every must be a whole number from 1, a function of the step, or None, not {every!r}")
+    if not (isinstance(histograms, bool) or callable(histograms)):
+        raise UsageError(f"histograms must be True, False or a function of the step, not {histograms!r}")
+    if not budget >= 0:
+        raise UsageError(f"budget must be a share of the wall time, 0.02 for 2 %, not {budget!r}")
+    if writer is not None and logdir is not None:
+        raise UsageError("give watch() a logdir or a writer, not both")
+    if logdir is not None and not (isinstance(logdir, str | Path) and str(logdir)):
+        raise UsageError(f"logdir must be the path of a folder, not {logdir!r}")

@@ -181,7 +181,7 @@ def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
 def _size(layer: nn.Module) -> str:
     """Fan-in x fan-out of the weight, `784x512`; empty for a layer without a matrix."""
     weight = next((w for w in _weights(layer) if w.dim() >= 2), None)
-    return "" if weight is None else f"{weight[0].numel()}x{weight.shape[0]}"
+    return "" if weight is None else f"{math.prod(weight.shape[1:])}x{weight.shape[0]}"
 
 
 def _probe(weight: Tensor) -> Tensor:
