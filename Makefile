@@ -1,15 +1,19 @@
 # make            prints this help
 # make train      trains one network and logs its gradients; every value can be given: make train ACT=relu INIT=he
 PYTHON ?= python3
-RUNS ?= runs
 BIN := .venv/bin
 
-# make's name = vgrad's flag; what is not given is the recipe's
-FLAGS := $(if $(DATA),--data "$(DATA)") $(if $(ACT),--act "$(ACT)") $(if $(INIT),--init "$(INIT)") \
-	$(if $(HIDDEN),--hidden "$(HIDDEN)") $(if $(OPT),--optimizer "$(OPT)") $(if $(LR),--lr "$(LR)") \
-	$(if $(MOMENTUM),--momentum "$(MOMENTUM)") $(if $(WD),--weight-decay "$(WD)") $(if $(BATCH),--batch "$(BATCH)") \
-	$(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(SEED),--seed "$(SEED)") $(if $(EVERY),--every "$(EVERY)") \
-	$(if $(MONITOR),--monitor "$(MONITOR)") $(if $(NAME),--name "$(NAME)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+# make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
+# it reaches vgrad through the environment, so that the shell reads no character of it as its own.
+VARIABLES := DATA ACT INIT HIDDEN OPT LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
+GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
+$(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
+flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
+FLAGS = $(call flag,DATA,data) $(call flag,ACT,act) $(call flag,INIT,init) $(call flag,HIDDEN,hidden) \
+	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
+	$(call flag,BATCH,batch) $(call flag,EPOCHS,epochs) $(call flag,SEED,seed) $(call flag,EVERY,every) \
+	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,DATA_DIR,data-dir)
+export VGRAD_RUNS := $(or $(value RUNS),runs)
 
 .PHONY: help install train board test check format clean
 .DEFAULT_GOAL := help
@@ -27,10 +31,10 @@ help: ## this help
 install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/
-	@$(BIN)/vgrad train $(FLAGS) --runs "$(RUNS)"
+	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
 
 board: .venv/installed ## TensorBoard on localhost over runs/ (PORT=6006)
-	@$(BIN)/vgrad board --runs "$(RUNS)" $(if $(PORT),--port "$(PORT)")
+	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(if $(PORT),--port "$(PORT)")
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest

@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own, or through main()."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Pa
         assert re.search(rf"{layer} +\S+ +\S+ +\S+ +\S+ +\S+ +\S+", done.stdout)
     assert "guessing gives 10%" in done.stdout
     assert "times smaller than fc7's" in done.stdout
-    assert "make train ACT=relu" in done.stdout
+    assert re.search(rf"^  vgrad train --act relu --epochs 2 --runs {tmp_path} +the same with relu$", done.stdout, re.M)
     assert "\x1b" not in done.stdout
 
 
@@ -39,7 +40,7 @@ def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Pa
         (["--init", "hee"], "unknown initializer 'hee'; did you mean 'he'?"),
         (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
         (["--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'?"),
-        (["--hidden", "5,0,5"], r"widths[2] must be a positive integer, not 0"),
+        (["--hidden", "5,0,5"], "hidden widths must be between 1 and 1000000000, not 0"),
         (["--hidden", "a"], "widths are whole numbers like 512,256,128, not 'a'"),
         (["--lr", "-1"], "lr must be a positive number, not -1.0"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
@@ -88,3 +89,44 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("vgrad_torch 0.")
+
+
+def test_a_log_that_breaks_off_is_said_at_the_end(tmp_path: Path) -> None:
+    code = (
+        "import shutil, sys; from vgrad_torch import cli, training; keep = training.train\n"
+        f"def train(*args, **kwargs): shutil.rmtree({str(tmp_path)!r}); keep(*args, **kwargs)\n"
+        "training.train = train; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--epochs", "1", "--runs", str(tmp_path)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "The layers at step 0" in done.stdout
+    assert re.search(
+        r"vgrad: the log is not whole: cannot log to .*: No such file or directory, since step 0", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_or_width_gets_the_whole_picture(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vgrad_torch", "train", "--epochs", "1", "--runs", str(tmp_path), "--name", "ä"],
+        capture_output=True, timeout=120, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(rb"fc7 16x10 +\S+e-\d\d +\S+e-\d\d +\S+e-\d\d", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"), [(True, "make train ACT=relu LR=0.1"), (False, "vgrad train --act relu")]
+)
+def test_what_to_type_next_repeats_what_was_given(
+    made: bool, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VGRAD_MAKE", "1") if made else monkeypatch.delenv("VGRAD_MAKE", raising=False)
+    runs = tmp_path / "a b"
+    assert main(["train", "--act", "sigmoid", "--lr", "0.1", "--epochs", "1", "--runs", str(runs)]) == 0
+    printed = capsys.readouterr().out
+    assert expected in printed
+    assert f"'{runs}'" in printed

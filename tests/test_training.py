@@ -78,7 +78,7 @@ def test_a_second_run_of_the_same_name_gets_a_number(tmp_path: Path) -> None:
 
 def test_the_state_before_training_each_epochs_first_step_and_the_last_step_are_sampled(tmp_path: Path) -> None:
     result = training.run(short(tmp_path))
-    assert result.monitor.history.steps == [0, 44, 87]
+    assert result.monitor.history.steps == [0, 44]
     assert [epoch.number for epoch in result.epochs] == [0, 1, 2]
     assert [epoch.step for epoch in result.epochs] == [0, 44, 88]
 
@@ -111,7 +111,7 @@ def test_scores_are_means_over_all_samples() -> None:
 
 def test_at_most_50_histogram_steps_however_long_the_run() -> None:
     for steps, every in ((44 * 30, 44), (3200, 32), (4680, 1), (1_000_000, 7), (3, 1), (1, 1)):
-        sampled, histograms = training.sampling(steps, every)
+        sampled, histograms = training.sampling(steps, every, last=True)
         chosen = [step for step in range(steps) if sampled(step) and histograms(step)]
         assert 1 <= len(chosen) <= 50
         assert (chosen[0], chosen[-1]) == (0, steps - 1)
@@ -164,3 +164,21 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         training.run(short(tmp_path, name="taken"))
     with pytest.raises(UsageError, match="cannot make the folder"):
         training.run(short(tmp_path / "taken"))
+
+
+def test_another_optimizer_brings_its_own_rate() -> None:
+    assert recipe("digits", optimizer="adam").lr == 1e-3
+    assert recipe("digits", optimizer="adam", lr=0.5).lr == 0.5
+    assert recipe("digits", optimizer="sgd").lr == 0.025
+    assert recipe("circles", optimizer="rmsprop").lr == 1e-3
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", " ", "a\\b", "."])
+def test_names_that_a_terminal_or_a_disk_cannot_take_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="printable"):
+        recipe("digits", name=name)
+
+
+def test_a_network_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit into memory"):
+        training.run(short(tmp_path, hidden=(10**9, 10**9)))

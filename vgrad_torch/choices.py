@@ -23,5 +23,5 @@ def choose(table: Mapping[str, Choice], name: str, what: str) -> Choice:
     if name in table:
         return table[name]
     nearest = difflib.get_close_matches(str(name).lower(), table, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise UsageError(f"unknown {what} {name!r}; {hint}Choose from: {', '.join(table)}")
+    hint = f"; did you mean {nearest[0]!r}? " if nearest else ". "
+    raise UsageError(f"unknown {what} {name!r}{hint}Choose from: {', '.join(table)}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from vgrad_torch import __version__
@@ -17,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did its work, 2 with one sentence on stderr if it cannot, 130 after Ctrl-C."""
     # Torch's idle threads spin; at OpenMP's default two runs side by side take 50 times longer. Read at torch's import.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
+            stream.reconfigure(errors="replace")
     try:
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
@@ -24,8 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"vgrad: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"vgrad: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\nvgrad: stopped; what was logged so far is kept", file=sys.stderr)
+        print("\nvgrad: stopped", file=sys.stderr)
         return 130
 
 
@@ -82,7 +93,7 @@ def _add_board(commands: Any) -> None:
 
 def _widths(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.replace(",", " ").split())
+        return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise argparse.ArgumentTypeError(f"widths are whole numbers like 512,256,128, not {text!r}") from None
 
@@ -94,10 +105,12 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise UsageError(f"--monitor {text!r} is not a regular expression: {error}") from None
 
 
-_CONFIG = (
-    "act", "init", "hidden", "optimizer", "lr", "momentum", "weight_decay", "batch", "epochs", "seed", "every", "name",
-    "runs", "data_dir",
-)  # fmt: skip
+_FLAGS = {
+    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "optimizer": "OPT", "lr": "LR",
+    "momentum": "MOMENTUM", "weight_decay": "WD", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
+    "every": "EVERY", "name": "NAME", "runs": "RUNS", "data_dir": "DATA_DIR",
+}  # fmt: skip
+"""Option of `vgrad train` -> variable of `make train`."""
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -106,56 +119,78 @@ def _train(options: argparse.Namespace) -> int:
 
     from vgrad_torch import training
 
-    config = training.recipe(options.data, **{name: getattr(options, name) for name in _CONFIG})
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
+    config = training.recipe(options.data, **given)
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    display = _Display(config, console, pattern)
     try:
-        result = _shown(config, console, pattern)
+        with display:
+            result = training.run(
+                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample
+            )
     except training.NonFiniteError as error:
         print(f"vgrad: {error}. Training stopped, the log up to there is kept; try a smaller --lr", file=sys.stderr)
         return 2
     _print_result(result, console)
+    if result.monitor.writer.fault:
+        print(f"vgrad: the log is not whole: {result.monitor.writer.fault}", file=sys.stderr)
+        return 1
+    _print_next(options, config, console)
     return 0
 
 
-def _shown(config: Any, console: Any, pattern: re.Pattern[str] | None) -> Any:
-    """Train with a live picture on a terminal, with plain lines elsewhere."""
-    from rich.live import Live
+class _Display:
+    """A run while it goes on: a live picture on a terminal, plain lines elsewhere."""
 
-    from vgrad_torch import terminal, training
+    def __init__(self, config: Any, console: Any, pattern: re.Pattern[str] | None) -> None:
+        from rich.live import Live
 
-    def say(line: str) -> None:
-        console.print(line, markup=False)
+        self._config = config
+        self._console = console
+        self._pattern = pattern
+        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
 
-    def on_sample(snapshot: Any) -> None:
-        for line in terminal.monitor_lines(snapshot, pattern) if pattern else ():
-            say(line)
-
-    def start(folder: Any, epoch: Any) -> None:
-        say(f"run {folder}: {_summary(config)}")
-        show(epoch, None)
-
-    def show(epoch: Any, monitor: Any) -> None:
-        latest = monitor.history[-1] if monitor is not None and len(monitor.history) else None
-        if live is None:
-            say(terminal.epoch_line(epoch, config.epochs, latest))
-        else:
-            live.update(terminal.live_picture(epoch, config.epochs, latest))
-
-    live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
-    with live or _Nothing():
-        return training.run(config, say=say, on_start=start, on_epoch=show, on_sample=on_sample)
-
-
-class _Nothing:
     def __enter__(self) -> None:
-        return None
+        if self._live is not None:
+            self._live.start()
 
     def __exit__(self, *_: object) -> None:
-        return None
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def start(self, folder: Any, epoch: Any) -> None:
+        self.say(f"run {folder}: {_summary(self._config)}")
+        self._show(epoch, None)
+
+    def epoch(self, epoch: Any, monitor: Any) -> None:
+        self._show(epoch, monitor.history[-1])
+
+    def _show(self, epoch: Any, snapshot: Any) -> None:
+        from vgrad_torch import terminal
+
+        if self._live is None:
+            self.say(terminal.epoch_line(epoch, self._config.epochs, snapshot))
+        else:
+            self._live.update(terminal.live_picture(epoch, self._config.epochs, snapshot, self._console))
+
+    def sample(self, snapshot: Any) -> None:
+        from vgrad_torch import terminal
+
+        if self._pattern is None:
+            return
+        lines = list(terminal.monitor_lines(snapshot, self._pattern))
+        if not lines and snapshot.step == 0:
+            names = f"{snapshot.layers[0].label}.weight_gradient"
+            self.say(f"--monitor {self._pattern.pattern!r} matches nothing; names are like {names}")
+        for line in lines:
+            self.say(line)
 
 
 def _summary(config: Any) -> str:
-    widths = "-".join(str(width) for width in config.hidden)
+    widths = "-".join(str(width) for width in config.hidden) or "none"
     return (
         f"{config.data}, hidden layers {widths}, {config.act}, {config.init} weights, "
         f"{config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} epochs, seed {config.seed}"
@@ -167,23 +202,38 @@ def _print_result(result: Any, console: Any) -> None:
 
     history = result.monitor.history
     console.print()
+    console.size = (max(console.width, 80), console.height)  # a table that wraps can be read, one that is cut cannot
     console.print(terminal.layer_table(history[-1]))
     classes = result.model[-1].out_features if result.model[-1].out_features > 1 else 2
     words = terminal.result_paragraph(result.config, result.epochs, history[0], history[-1], classes)
     console.print(words, markup=False)
-    console.print(f"\nLogged in {result.folder}. Next:", markup=False)
-    for command, meaning in _next(result.config):
-        console.print(f"  {command:<44} {meaning}", markup=False)
+    console.print(f"\nLogged in {result.folder}.", markup=False)
 
 
-def _next(config: Any) -> list[tuple[str, str]]:
+def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
+    """What to type next: this run's command with another activation or other weights."""
     other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
-    suggestions = [("make board", "see the histograms in TensorBoard")]
-    data = "" if config.data == "digits" else f" DATA={config.data}"
-    suggestions.append((f"make train ACT={other}{data}", f"the same with {other}"))
+    rows = [(_command("board", {"runs": options.runs}), "see the histograms in TensorBoard")]
+    given = {name: getattr(options, name) for name in _FLAGS if name != "name"}
+    rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
     if config.init != "he":
-        suggestions.append((f"make train ACT=relu INIT=he{data}", "relu with weights made for it"))
-    return suggestions
+        rows.append((_command("train", {**given, "act": "relu", "init": "he"}), "relu with weights made for it"))
+    console.print("Next:", markup=False)
+    width = max(len(command) for command, _ in rows)
+    for command, meaning in rows:
+        console.print(f"  {command:<{width}}  {meaning}", markup=False)
+
+
+def _command(name: str, options: Mapping[str, Any]) -> str:
+    """A command line of make's, if make started this, else of vgrad's; what the recipe has anyway is left out."""
+    words = ["make" if "VGRAD_MAKE" in os.environ else "vgrad", name]
+    defaults = {"data": "digits", "runs": "runs"}
+    for option, value in options.items():
+        if value is None or value == defaults.get(option):
+            continue
+        text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
+    return " ".join(words)
 
 
 def _board(options: argparse.Namespace) -> int:

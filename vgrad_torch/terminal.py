@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -34,40 +34,56 @@ def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
     return "  ".join(parts)
 
 
-def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> RenderableType:
-    """Progress, the epoch's numbers, and a bar per layer: log10 of the weight gradient's RMS from 1e-10 to 1."""
+def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None, console: Console) -> RenderableType:
+    """Progress, the epoch's numbers, and the bars of the layers, as large as the terminal is."""
+    speed = "" if math.isnan(epoch.samples_per_second) else f"  {epoch.samples_per_second:,.0f} samples/s"
     head = Table.grid(padding=(0, 2))
-    head.add_row(
-        f"epoch {epoch.number}/{epochs}",
-        ProgressBar(total=epochs, completed=epoch.number, width=24),
-        f"loss {epoch.train.loss:.4f}",
-        f"accuracy {epoch.train.accuracy:.3f} train, {epoch.validation.accuracy:.3f} validation",
-        "" if math.isnan(epoch.samples_per_second) else f"{epoch.samples_per_second:,.0f} samples/s",
+    head.add_row(f"epoch {epoch.number}/{epochs}{speed}", ProgressBar(total=epochs, completed=epoch.number, width=24))
+    score = (
+        f"loss {epoch.train.loss:.4f} (validation {epoch.validation.loss:.4f})"
+        f"  accuracy {epoch.train.accuracy:.3f} ({epoch.validation.accuracy:.3f})"
     )
-    return head if snapshot is None else Group(head, gradient_bars(snapshot))
+    bars = [] if snapshot is None else [gradient_bars(snapshot, console)]
+    return Group(head, score, *bars)
 
 
-def gradient_bars(snapshot: Snapshot) -> RenderableType:
-    """The small picture of the gradient's way down: one bar per layer, first layer on top, 4 cells to a decade."""
+def gradient_bars(snapshot: Snapshot, console: Console) -> RenderableType:
+    """The gradient's way down: a bar per layer, first layer on top, log10 of the weight gradient's RMS from 1e-10 to 1.
+
+    A terminal that is too low for all layers gets the first and the last ones.
+    """
+    longest = max(len(layer.label) for layer in snapshot.layers)
+    width = min(max(console.width - longest - 10, 8), _WIDTH)
+    full, empty = ("#", ".") if console.options.ascii_only else ("█", "·")
     grid = Table.grid(padding=(0, 1))
-    for layer in snapshot.layers:
+    for layer in _first_and_last(snapshot.layers, max(console.height - 6, 2)):
+        if layer is None:
+            grid.add_row("...")
+            continue
         rms = layer.weight_gradient.rms if layer.weight_gradient else math.nan
-        grid.add_row(Text(layer.label, justify="right"), _bar(rms), _rms(layer))
-    grid.add_row(
-        "", Text("1e-10" + " " * (_WIDTH - 6) + "1", style="dim"), Text("RMS of the weight gradient", style="dim")
-    )
+        grid.add_row(Text(layer.label, justify="right"), _bar(rms, width, full, empty), _rms(layer))
+    low, high = _DECADES
+    axis = f"1e{low:.0f}".ljust(width - 1) + f"{10**high:.0f}"
+    grid.add_row("", Text(axis, style="dim"), Text("RMS", style="dim"))
     return grid
 
 
-def _bar(rms: float) -> Text:
+def _first_and_last(layers: Sequence[LayerSnapshot], most: int) -> list[LayerSnapshot | None]:
+    """All layers, or `most` of both ends with a None between them."""
+    if len(layers) <= most:
+        return list(layers)
+    top = most // 2
+    return [*layers[:top], None, *layers[len(layers) - (most - top - 1) :]]
+
+
+def _bar(rms: float, width: int, full: str, empty: str) -> Text:
     if not rms > 0:
-        return Text("·" * _WIDTH, style="dim")
+        return Text(empty * width, style="dim")
     low, high = _DECADES
     share = min(max((math.log10(rms) - low) / (high - low), 0.0), 1.0)
-    cells = max(round(share * _WIDTH), 1)
-    return Text("█" * cells, style="red" if share < 0.4 else "yellow" if share < 0.6 else "green").append(
-        "·" * (_WIDTH - cells), style="dim"
-    )
+    cells = max(round(share * width), 1)
+    bar = Text(full * cells, style="red" if share < 0.4 else "yellow" if share < 0.6 else "green")
+    return bar.append(empty * (width - cells), style="dim")
 
 
 def _rms(layer: LayerSnapshot) -> str:
@@ -104,15 +120,23 @@ def result_paragraph(
     """What came of the run, in a few sentences of plain words and measured numbers."""
     start, end = epochs[0], epochs[-1]
     learned = (
-        f"After {end.number} epochs ({end.step:,} steps) {config.act} with {config.init} weights classifies "
-        f"{end.validation.accuracy:.1%} of the validation part and {end.train.accuracy:.1%} of the training part; "
-        f"guessing gives {1 / classes:.0%}. The training loss went from {start.train.loss:.4g} to {end.train.loss:.4g}."
+        f"After {_count(end.number, 'epoch')} ({_count(end.step, 'step')}) {config.act} with {config.init} weights "
+        f"classifies {end.validation.accuracy:.1%} of the validation part and {end.train.accuracy:.1%} of the training "
+        f"part; guessing gives {1 / classes:.0%}. The training loss went from {start.train.loss:.4g} to "
+        f"{end.train.loss:.4g}."
     )
-    return " ".join([learned, _fading(first, "Before training"), _fading(last, f"At step {last.step:,}")])
+    later = [] if last is first else [_fading(last, f"At step {last.step:,}")]
+    return " ".join([learned, _fading(first, "Before training"), *later])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _fading(snapshot: Snapshot, when: str) -> str:
     bottom, top = snapshot.layers[0], snapshot.layers[-1]
+    if bottom is top and bottom.weight_gradient:
+        return f"{when} the gradient RMS of {bottom.label} was {bottom.weight_gradient.rms:.1e}."
     if bottom.weight_gradient is None or top.weight_gradient is None:
         return f"{when} the first or the last layer had no gradient."
     low, high = bottom.weight_gradient.rms, top.weight_gradient.rms

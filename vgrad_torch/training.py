@@ -71,8 +71,7 @@ class TrainConfig:
     epochs: int
     seed: int
     every: int | None
-    """Sample every n-th optimizer step; None is the first step of each epoch, as both documents do. The last step is
-    always sampled."""
+    """Sample every n-th optimizer step; None is the first step of each epoch, as both documents do."""
     name: str
     """The run's folder below `runs`."""
     runs: str
@@ -81,23 +80,25 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(RECIPES, self.data, "data set")
         choose(OPTIMIZERS, self.optimizer, "optimizer")
-        for field, least, most in (
-            ("batch", 1, _MANY),
-            ("epochs", 1, _MANY),
-            ("every", 1, _MANY),
-            ("seed", 0, 2**63 - 1),
-        ):
+        limits = {"batch": (1, _MANY), "epochs": (1, _MANY), "every": (1, _MANY), "seed": (0, 2**63 - 1)}
+        for field, (least, most) in limits.items():
             value = getattr(self, field)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{field} must be between {least} and {most}, not {value}")
+        for width in self.hidden:
+            if not 1 <= width <= _MANY:
+                raise UsageError(f"hidden widths must be between 1 and {_MANY}, not {width}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr must be a positive number, not {self.lr}")
         for field in ("momentum", "weight_decay"):
             value = getattr(self, field)
             if not 0 <= value < 1:
                 raise UsageError(f"{field} must be at least 0 and below 1, not {value}")
-        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
-            raise UsageError(f"a run's name is the name of a folder in {self.runs}, without a slash, not {self.name!r}")
+        bad = self.name in (".", "..") or set(self.name) & set("/\\")
+        if bad or not (self.name.isprintable() and self.name.strip()):
+            raise UsageError(
+                f"name must be that of a folder: printable, without a slash or backslash, not {self.name!r}"
+            )
 
 
 def recipe(data: str = "digits", **given: Any) -> TrainConfig:
@@ -108,7 +109,10 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
     """
     common = {"act": "relu", "seed": 0, "every": None, "name": None, "runs": "runs", "data_dir": None}
     values = {**common, **choose(RECIPES, data, "data set")}
-    values.update({key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    if given.get("optimizer") in _RATES and given["optimizer"] != values["optimizer"]:
+        values["lr"] = _RATES[given["optimizer"]]
+    values.update(given)
     if values["name"] is None:
         values["name"] = f"{data}-{values['act']}-{values['init']}-s{values['seed']}"
     return TrainConfig(data=data, **values)
@@ -121,6 +125,10 @@ OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], TrainConfig], Optimizer
     "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr),
 }
 """rmsprop and adam with Keras' constants; torch's own for RMSprop invert what the Keras document shows."""
+
+
+_RATES = {"sgd": 0.025, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}
+"""Learning rates for an optimizer that is not the recipe's."""
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
@@ -281,12 +289,13 @@ def run(
     data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
     generator = torch.Generator().manual_seed(config.seed)
     widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
-    model = build_mlp(widths, config.act, config.init, generator=generator)
+    model = _built(widths, config, generator)
     optimizer = make_optimizer(model, config)
     loss_fn = loss_function(data.classes)
     steps, training_batches = feeding(config, data, generator)
     folder = new_folder(config)
-    sampled, histograms = sampling(config.epochs * steps, config.every or steps)
+    keras = config.data == "circles"
+    sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
     epochs = [Epoch(0, 0, *scores(model, data, loss_fn))]
     with watch(model, optimizer, logdir=folder, every=sampled, histograms=histograms, on_sample=on_sample) as monitor:
         monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epochs[0]), _first_layer_tag(model)])
@@ -305,6 +314,13 @@ def run(
     return Result(config, folder, model, monitor, epochs)
 
 
+def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
+    try:
+        return build_mlp(widths, config.act, config.init, generator=generator)
+    except (RuntimeError, MemoryError) as error:  # torch's allocator raises RuntimeError
+        raise UsageError(f"a network of widths {widths} does not fit into memory; take smaller ones") from error
+
+
 def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator) -> tuple[int, Batches]:
     """Steps per epoch, and the batches of an epoch in the order of the recipe's document.
 
@@ -321,18 +337,19 @@ def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator) -> t
     return len(x) // size, lambda: batches(x, y, size, drop_last=True)
 
 
-def sampling(steps: int, every: int, most: int = 50) -> tuple[Schedule, Schedule]:
+def sampling(steps: int, every: int, *, last: bool, most: int = 50) -> tuple[Schedule, Schedule]:
     """When to sample in a run of known length, and at which samples to take histograms.
 
-    Samples are every n-th step and the last one; histograms at most 50 of them, evenly spread, the first and the last
-    included: TensorBoard would drop some of more than 50.
+    Samples are every n-th step and, as in the Keras document, the `last` one. Histograms are at most 50 of them, evenly
+    spread: of more, TensorBoard would drop some.
 
-    >>> sampled, histograms = sampling(1000, 10, most=4)
+    >>> sampled, histograms = sampling(1000, 10, last=True, most=4)
     >>> [step for step in range(1000) if sampled(step) and histograms(step)]
     [0, 340, 680, 999]
     """
+    final = steps - 1 if last else -1
     stride = every * math.ceil(math.ceil(steps / every) / (most - 1))
-    return lambda step: step % every == 0 or step == steps - 1, lambda step: step % stride == 0 or step == steps - 1
+    return lambda step: step % every == 0 or step == final, lambda step: step % stride == 0 or step == final
 
 
 def new_folder(config: TrainConfig) -> Path:
@@ -348,10 +365,17 @@ def new_folder(config: TrainConfig) -> Path:
             raise UsageError(f"cannot make the folder {folder}: a file is in its way; choose another name") from None
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --runs") from None
-        content = {**dataclasses.asdict(config), "torch": str(torch.__version__)}
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        _write_config(config, folder)
         return folder
     raise UsageError(f"{runs} holds 9,999 runs named {config.name}; clear some, or choose another name")
+
+
+def _write_config(config: TrainConfig, folder: Path) -> None:
+    content = {**dataclasses.asdict(config), "torch": str(torch.__version__)}
+    try:
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose another --runs") from None
 
 
 def hyperparameters(config: TrainConfig) -> dict[str, object]:

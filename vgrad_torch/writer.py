@@ -49,6 +49,8 @@ class Writer:
 
     def __init__(self, logdir: str | os.PathLike[str] | None) -> None:
         self._sink: Sink | None = None if logdir is None else _open(logdir)
+        self.fault: str | None = None
+        """What ended the log before its time."""
         self._flow_tags: dict[tuple[str, ...], str] = {}
         self._in_session = False
 
@@ -116,8 +118,9 @@ class Writer:
         except OSError as error:
             broken, self._sink = self._sink, None
             broken.close()
-            problem = f"cannot log to {broken.place}: {error.strerror or error}; training goes on without logging"
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+            problem = f"cannot log to {broken.place}: {error.strerror or error}"
+            self.fault = f"{problem}, since step {step}"
+            warnings.warn(f"{problem}; training goes on without logging", RuntimeWarning, stacklevel=2)
 
     def _flow(self, snapshot: Snapshot) -> Any:
         """TensorBoard keeps the first metadata of a tag, so each set of layers has a tag of its own."""
