@@ -203,3 +203,12 @@ def test_on_a_gpu_nothing_synchronises_before_fetch() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert stats.fetch([reduction])[0][0].std == pytest.approx(x.double().std(correction=0).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["normal", "two values"])
+def test_large_tensors_lose_no_digits(kind: str) -> None:
+    x = torch.randn(10_000_000, generator=torch.Generator().manual_seed(10))
+    x = x * 0.1 if kind == "normal" else x.sign() * 0.1
+    got = stats.fetch([stats.reduce(x, histogram=False)])[0][0]
+    assert got.std == pytest.approx(x.double().std(correction=0).item(), rel=1e-6)
+    assert got.mean == pytest.approx(x.double().mean().item(), abs=2e-8)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.choices import UsageError
@@ -67,7 +67,7 @@ class Hooks:
     pass that activation checkpointing repeats.
 
     The hooks are torch's global ones, filtered by layer, so that a model that is copied or pickled meanwhile takes none
-    along. Those do not show keyword arguments: a layer called by keyword has no input gradient.
+    along. They see the tensors among a layer's positional arguments; a layer called by keyword has no input gradient.
 
     `order` ranks the layers by their first call, `recomputed` is whether some were seen only in a repeated pass.
     """
@@ -103,7 +103,8 @@ class Hooks:
         if not self._entered[name]:
             return None
         call = self._calls[name]
-        return tree_map(lambda x: self._tap_input(name, call, x), args)
+        views: dict[int, Tensor] = {}  # one for each tensor, as some layers ask whether two arguments are the same
+        return tuple(self._tap_input(name, call, x, views) for x in args)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
@@ -121,10 +122,11 @@ class Hooks:
         Inside a backward pass, checkpointing repeats a forward pass. If that was seen before, this one is not; if it
         ran without gradients (the reentrant form), this one is the one to see.
         """
+        if not _recomputing():
+            self._start_pass_after_backward()
         if not torch.is_grad_enabled():
             return False
         if not _recomputing():
-            self._start_pass_after_backward()
             self._seen_outright.add(name)
         elif name in self._seen_outright:
             return False
@@ -140,12 +142,13 @@ class Hooks:
             self._seen_outright.clear()
             self._observer.new_pass()
 
-    def _tap_input(self, name: str, call: int, x: Any) -> Any:
+    def _tap_input(self, name: str, call: int, x: Any, views: dict[int, Tensor]) -> Any:
         if not (_is_float(x) and x.requires_grad):
             return x
-        view = x.view_as(x)
-        view.register_hook(lambda gradient: self._back(name, call, "input_gradient", gradient))
-        return view
+        if id(x) not in views:
+            views[id(x)] = x.view_as(x)
+            views[id(x)].register_hook(lambda gradient: self._back(name, call, "input_gradient", gradient))
+        return views[id(x)]
 
     def _back(self, name: str, call: int, quantity: str, gradient: Tensor) -> None:
         if not self._went_back and self._observer is not None:

@@ -60,7 +60,7 @@ class Monitor:
         self.nonfinite: str | None = None
         self._warned: set[str] = set()
         self._scaler = scaler
-        self._eager: AbstractContextManager[Any] = nullcontext()
+        self._eager = _EAGER
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
         self._handles: list[Any] = []
         self._spent = 0.0
@@ -84,14 +84,18 @@ class Monitor:
             handle.remove()
         self._handles.clear()
         self._end()
-        self._write_depth_profile()
-        self.writer.close("SUCCESS" if kind is None else "FAILURE")
+        try:
+            self._write_depth_profile()
+        finally:
+            self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
     def _begin_if_due(self) -> None:
         if self._due():
             scale = None if self._scaler is None else self._loss_scale
-            self._sample = Sample(self.layers, histograms=self._histograms(self.step), scale=scale).attach()
-            self._eager = force_eager()
+            trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+            histograms = self._histograms(self.step)
+            self._sample = Sample(self.layers, histograms=histograms, scale=scale, trained=trained).attach()
+            self._eager.enter()
 
     def _due(self) -> bool:
         if isinstance(self._every, int):
@@ -104,8 +108,7 @@ class Monitor:
         if self._sample is not None:
             self._sample.detach()
             self._sample = None
-        self._eager.__exit__(None, None, None)
-        self._eager = nullcontext()
+            self._eager.leave()
 
     def _loss_scale(self, device: torch.device) -> Tensor:
         scale: Tensor = self._scaler.scale(torch.ones((), device=device))
@@ -117,7 +120,7 @@ class Monitor:
         if sample is None:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        if not callable(closure):
             self._read(sample, optimizer)
             return None
 
@@ -128,7 +131,9 @@ class Monitor:
                 sample.detach()
             return loss
 
-        return (args[:1], {**kwargs, "closure": watched})
+        return (
+            (args, {**kwargs, "closure": watched}) if "closure" in kwargs else ((args[0], watched, *args[2:]), kwargs)
+        )
 
     def _read(self, sample: Sample, optimizer: Optimizer) -> None:
         """With `fused=True` a gradient scaler leaves the division by its scale to the optimizer."""
@@ -164,8 +169,8 @@ class Monitor:
     def _notice(self, snapshot: Snapshot, sample: Sample) -> None:
         """Say once what the user must know."""
         if self.nonfinite is None and (where := first_nonfinite(snapshot)):
-            self.nonfinite = f"step {snapshot.step}: the first non-finite value stands in {where}"
-            self.writer.text(names.NONFINITE, self.nonfinite, snapshot.step)
+            self.nonfinite = f"step {snapshot.step}, the first sampled step with NaN or infinity: in {where}"
+            self.writer.text(names.FIRST_NONFINITE, self.nonfinite, snapshot.step)
             self._warn_once(self.nonfinite)
         if not sample.saw_a_forward_pass:
             self._warn_once(
@@ -197,12 +202,26 @@ def _skipped(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def force_eager() -> AbstractContextManager[Any]:
-    """Run what torch.compile compiled without its graphs until the context exits: those never call a later hook."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+class _Eager:
+    """Runs what torch.compile compiled without its graphs while any sample is open: those never call a later hook."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._stance: AbstractContextManager[Any] = nullcontext()
+
+    def enter(self) -> None:
+        self._open += 1
+        if self._open == 1 and "torch._dynamo" in sys.modules:
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def leave(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._stance.__exit__(None, None, None)
+            self._stance = nullcontext()
+
+
+_EAGER = _Eager()  # the stance is torch's, and there is one
 
 
 def in_a_gradient_scaler() -> bool:

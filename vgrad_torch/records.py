@@ -132,7 +132,7 @@ class Stats:
             within = math.hypot(self.std * math.sqrt(mine), other.std * math.sqrt(1 - mine))
             std = math.hypot(within, gap * math.sqrt(mine * (1 - mine)))
             low, high = min(self.min, other.min), max(self.max, other.max)
-        both = self.histogram + other.histogram if self.histogram and other.histogram else None
+        both = self.histogram + other.histogram if self.histogram and other.histogram else self.histogram
         return Stats(
             self.count + other.count, self.zeros + other.zeros, self.nonfinite + other.nonfinite,
             mean, std, low, high, both,
@@ -143,8 +143,10 @@ class Stats:
 class LayerSnapshot:
     """One call of one layer at one step; a quantity that was not there (a frozen layer's gradient, say) is None.
 
-    `number` counts the calls of all layers in forward order from 1; `call` is 2 for the second call of a layer that
-    is used twice in a step. `update_rms` is the RMS of what the optimizer added to the weight in this step.
+    `number` counts the layers in forward order from 1; `call` is 2 for the second call of a layer that is used twice in
+    a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
+    65,536 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
+    RMS(input gradient of the next entry), which is what the activation does where the layers form a chain.
     """
 
     number: int
@@ -207,24 +209,26 @@ class Snapshot:
 class History:
     """Snapshots in order of their steps, at most `limit` of them.
 
-    When it is full every second snapshot but the first is dropped and from then on only every second is taken, so
-    that it covers the whole run evenly, however long the run gets.
+    When it is full every second snapshot is dropped and from then on only every second is kept, so that it covers the
+    whole run evenly, however long the run gets. The newest is always there.
     """
 
     def __init__(self, limit: int = 4096) -> None:
         self.limit = limit
-        self._snapshots: list[Snapshot] = []
+        self._kept: list[Snapshot] = []
+        self._newest: list[Snapshot] = []  # if it is not among the kept ones
         self._stride = 1
         self._seen = 0
 
     def append(self, snapshot: Snapshot) -> None:
         """Add the next snapshot."""
         if self._seen % self._stride == 0:
-            self._snapshots.append(snapshot)
-        self._seen += 1
-        if len(self._snapshots) > self.limit:
-            del self._snapshots[1::2]
+            self._kept.append(snapshot)
+        if len(self._kept) > self.limit:
+            del self._kept[1::2]
             self._stride *= 2
+        self._newest = [snapshot] if self._seen % self._stride else []
+        self._seen += 1
 
     def series(self, quantity: str, statistic: str) -> Floats:
         """One statistic over the run, [snapshots, layers]; NaN where it was not there.
@@ -239,17 +243,20 @@ class History:
         return [snapshot.step for snapshot in self]
 
     def __iter__(self) -> Iterator[Snapshot]:
-        return iter(self._snapshots)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._snapshots)
+        return len(self._kept) + len(self._newest)
 
     @overload
     def __getitem__(self, index: int) -> Snapshot: ...
     @overload
     def __getitem__(self, index: slice) -> list[Snapshot]: ...
     def __getitem__(self, index: int | slice) -> Snapshot | list[Snapshot]:
-        return self._snapshots[index]
+        return self._all()[index]
+
+    def _all(self) -> list[Snapshot]:
+        return self._kept + self._newest
 
 
 def _number(layer: LayerSnapshot, quantity: str, statistic: str) -> float:

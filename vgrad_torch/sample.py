@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vgrad_torch import hooks, stats
 from vgrad_torch.records import LayerSnapshot, Snapshot
@@ -17,7 +19,6 @@ from vgrad_torch.records import LayerSnapshot, Snapshot
 Key = tuple[str, int]
 """A layer's name and which call of it, from 1; call 0 stands for what belongs to the layer, not to a call."""
 Seen = dict[Key, dict[str, list[stats.Reduction]]]
-Result = TypeVar("Result")
 
 _PROBE = 1 << 16  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
 
@@ -29,7 +30,8 @@ class Sample:
     were cleared since, so those passes do not belong to the coming step (that of another optimizer, say, or one that a
     gradient scaler skipped). Passes of one step, micro-batches, are pooled.
 
-    `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None.
+    `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None. `trained`
+    holds the ids of the parameters whose update is measured; None is all that have a gradient.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Sample:
         *,
         histograms: bool = True,
         scale: Callable[[torch.device], Tensor] | None = None,
+        trained: Container[int] | None = None,
     ) -> None:
         self.histograms = histograms
         self.seconds = 0.0
         """Time spent looking so far, on the host."""
         self._layers = layers
         self._scale = scale
+        self._trained = trained
         self._passes: list[Seen] = [{}]
         self._parameters: Seen = {}
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -81,7 +85,8 @@ class Sample:
 
     def new_backward(self) -> None:
         """Drop the earlier passes if their gradients were cleared."""
-        if all(w.grad is None for layer in self._layers.values() for w in _weights(layer)):
+        weights = [w for layer in self._layers.values() for w in _weights(layer)]
+        if weights and all(w.grad is None for w in weights):
             del self._passes[:-1]
 
     def see(self, name: str, call: int, quantity: str, tensor: Tensor) -> None:
@@ -90,7 +95,10 @@ class Sample:
         if self._scale is not None and quantity.endswith("gradient"):
             tensor = tensor.float() / self._scale(tensor.device)
         entry = self._passes[-1].setdefault((name, call), {})
-        entry.setdefault(quantity, []).append(stats.reduce(tensor, histogram=self.histograms))
+        reductions = entry.setdefault(quantity, [])
+        reductions.append(stats.reduce(tensor, histogram=self.histograms))
+        if len(reductions) > 1:
+            stats.pool_histograms(reductions)
         self.seconds += time.perf_counter() - start
 
     def read_parameters(self, scale: Tensor | None = None) -> None:
@@ -107,7 +115,10 @@ class Sample:
             "weight": [stats.reduce(w, histogram=self.histograms) for w in weights],
             "weight_gradient": [stats.reduce(g, histogram=self.histograms) for g in gradients],
         }
-        self._before[name] = [(w, _probe(w).clone()) for w in weights if w.grad is not None]
+        self._before[name] = [(w, _probe(w).clone()) for w in weights if self._is_stepped(w)]
+
+    def _is_stepped(self, weight: nn.Parameter) -> bool:
+        return weight.grad is not None and (self._trained is None or id(weight) in self._trained)
 
     def read_update(self) -> None:
         """Measure what the optimizer's step changed; call it after the step."""
@@ -132,7 +143,7 @@ class Sample:
         for (key, quantity, _), value in zip(flat, numbers, strict=True):
             merged = found.setdefault(key, {})
             merged[quantity] = merged[quantity] + value if quantity in merged else value
-        layers = self._assemble(found, dict(zip(self._updates, updates, strict=True)))
+        layers = self._assemble(_with_backward(found), dict(zip(self._updates, updates, strict=True)))
         self.seconds += time.perf_counter() - start
         return Snapshot(step, tuple(_with_activation_gains(list(layers))), time.time())
 
@@ -142,12 +153,32 @@ class Sample:
         calls = [key for key in found if key[1] > 0]
         if self._hooks.recomputed:  # then they were seen in the order of the backward pass
             calls.sort(key=lambda key: (key[1], self._hooks.order[key[0]]))
-        for number, (name, call) in enumerate(_with_uncalled(calls, self._layers), start=1):
+        numbers: dict[str, int] = {}
+        for name, call in _with_uncalled(calls, self._layers):
             layer = self._layers[name]
+            number = numbers.setdefault(name, len(numbers) + 1)
             seen = {**found.get((name, 0), {}), **found.get((name, call), {})}
             yield LayerSnapshot(
                 number, name, type(layer).__name__, _size(layer), call, update_rms=updates.get(name), **seen
             )
+
+
+def _with_backward(found: dict[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    """Without the calls that no backward pass came to, of a layer with others that it did, counted anew.
+
+    A validation pass that was not told `no_grad` is such a call.
+    """
+    learning = {name for (name, call), seen in found.items() if call and "output_gradient" in seen}
+    kept: dict[Key, dict[str, Any]] = {}
+    calls: Counter[str] = Counter()
+    for (name, call), seen in found.items():
+        if call and name in learning:
+            if "output_gradient" not in seen:
+                continue
+            calls[name] += 1
+            call = calls[name]
+        kept[name, call] = seen
+    return kept
 
 
 def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> list[Key]:
@@ -172,8 +203,13 @@ def _with_activation_gains(layers: list[LayerSnapshot]) -> Iterator[LayerSnapsho
 
 
 def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """A layer's own weight matrices (a recurrent layer has several); for a layer that has none, its vectors."""
+    """A layer's own weight matrices (a recurrent layer has several); for a layer that has none, its vectors.
+
+    A weight that is parametrized (weight_norm, spectral_norm) stands for the parameters it is made from.
+    """
     own = list(layer.parameters(recurse=False))
+    if parametrize.is_parametrized(layer):
+        own += layer.parametrizations.parameters()  # type: ignore[union-attr]
     matrices = [p for p in own if p.dim() >= 2]
     yield from matrices or own
 
@@ -188,6 +224,6 @@ def _probe(weight: Tensor) -> Tensor:
     """All entries of a weight, or of a large one some 65,536 evenly spread over rows and columns."""
     flat = weight.detach().reshape(-1)
     stride = math.ceil(flat.numel() / _PROBE)
-    while stride > 1 and math.gcd(stride, weight.shape[-1]) > 1:  # else the same columns of each row
+    while stride > 1 and math.gcd(stride, math.prod(weight.shape[1:])) > 1:  # else the same columns of each row
         stride += 1
     return flat[::stride] if stride > 1 else flat

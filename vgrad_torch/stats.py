@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vgrad_torch.records import CODES, Histogram, Stats
 
+_DOT = 1 << 14  # entries whose squares are added in float32; the sums of these are added in double
 _BLOCK = 1 << 20  # elements counted at a time: the temporaries stay small, and on a CPU mostly in cache
 
 
@@ -39,6 +40,14 @@ def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
     x, implied_zeros = _entries(tensor.detach())
     numbers = _on_cpu(x) if x.device.type == "cpu" else _on_device(x)
     return Reduction(x.numel(), numbers, _bit_histogram(x) if histogram else None, implied_zeros)
+
+
+def pool_histograms(reductions: list[Reduction]) -> None:
+    """Count the last reduction's values in the first one's histogram, and free its own."""
+    first, last = reductions[0].histogram, reductions[-1].histogram
+    if first is not None and last is not None:
+        first += last
+        reductions[-1] = replace(reductions[-1], histogram=None)
 
 
 def rms(tensor: Tensor) -> Tensor:
@@ -67,6 +76,8 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
         stored = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
         implied = tensor.numel() - stored.numel()
         tensor = stored
+    if tensor.device.type == "mps":  # which has no double precision
+        tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if tensor.dtype not in (torch.float32, torch.float64):
@@ -97,7 +108,7 @@ def _moments(x: Tensor, peak: float) -> tuple[float, float]:
         mean, std = _moments((x.double() * scale).to(x.dtype), peak * scale) if peak else (0.0, 0.0)
         return mean / scale, std / scale
     mean = float(x.sum()) / len(x)
-    mean_square = float(x.dot(x)) / len(x)
+    mean_square = math.fsum(float(block.dot(block)) for block in x.split(_DOT)) / len(x)
     variance = mean_square - mean * mean
     if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
         return float(x.mean(dtype=torch.float64)), float(x.std(correction=0))  # which runs in double

@@ -233,10 +233,10 @@ def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
 
 def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
     """Each layer's number and the log10 histogram of its gradient, as shares; next to nothing where it is all 0."""
-    for layer in snapshot.layers:
+    for number, layer in enumerate(snapshot.layers, start=1):
         if layer.weight_gradient and layer.weight_gradient.histogram:
             edges, counts = _log10(layer.weight_gradient.histogram)
-            yield layer.number, _histogram(names.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
+            yield number, _histogram(names.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
 
 
 def _log10(histogram: Histogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

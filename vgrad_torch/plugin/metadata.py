@@ -39,6 +39,9 @@ The layout of the Custom Scalars tab has the same order: what shows a vanishing 
 NONFINITE = "nonfinite"
 """Scalar of a layer: NaN and infinities in its weight gradient, written only where there are any."""
 
+FIRST_NONFINITE = "first_nonfinite"
+"""Text: at which sampled step, and where in it, NaN or infinity was first seen."""
+
 LAYER_HISTOGRAMS = {
     "gradient": "weight_gradient",
     "weight": "weight",
