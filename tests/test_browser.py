@@ -44,7 +44,7 @@ PAGE_OF_CARDS = 12  # that many of a group are drawn until asked for more
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
-    return {act: training.run(training.recipe(act=act, epochs=6, runs=str(folder))) for act in ACTIVATIONS}
+    return {act: training.run(training.recipe(act=act, epochs=7, runs=str(folder))) for act in ACTIVATIONS}
 
 
 # --- the event file ------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_scalars_of_the_event_file_are_the_history(runs: Runs, act: str) -> None
 def test_epochs_of_the_event_file_are_the_results(runs: Runs, act: str) -> None:
     log = read(runs[act])
     epochs = runs[act].epochs
-    assert len(epochs) == 7
+    assert len(epochs) == 8
     for tag in EPOCH_TAGS:
         quantity, part = tag.split("/")
         exact = [(epoch.step, np.float32(operator.attrgetter(f"{part}.{quantity}")(epoch))) for epoch in epochs]
