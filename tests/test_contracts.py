@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
     {"choices"},
-    {"records", "stats", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
+    {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"mlp", "writer", "sample"},
     {"diagnosis"},
     {"monitor"},
@@ -21,7 +21,9 @@ LEVELS = [
     {"__main__"},
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
-PLAIN = [f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".choices", ".plugin.metadata", ".cli")]
+PLAIN = [
+    f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".plugin.metadata", ".cli")
+]
 
 
 def modules() -> dict[str, Path]:

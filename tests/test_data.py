@@ -140,13 +140,6 @@ def test_digits_do_not_depend_on_any_seed() -> None:
     assert torch.equal(first.y_validation, load("digits").y_validation)
 
 
-def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
-    moved = load("circles").to("meta")
-    tensors = (moved.x_train, moved.y_train, moved.x_validation, moved.y_validation)
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert (moved.name, moved.classes) == ("circles", 2)
-
-
 def test_an_unknown_name_gets_the_table() -> None:
     with pytest.raises(UsageError, match="unknown data set 'mnsit'; did you mean 'mnist'") as caught:
         load("mnsit")

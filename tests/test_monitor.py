@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vgrad_torch as vg
 from vgrad_torch.choices import UsageError
-from vgrad_torch.monitor import sparse_steps
+from vgrad_torch.schedule import sparse_steps
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(2))

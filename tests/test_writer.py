@@ -371,7 +371,7 @@ def test_scalars_share_an_event(tmp_path: Path) -> None:
 
 def test_text_is_markdown_of_the_text_plugin(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
-    writer.text(names.VERDICT, "| a |\n|---|\n| ä |", 5)
+    writer.text("verdict", "| a |\n|---|\n| ä |", 5)
     writer.close()
     run = read(tmp_path)
     assert rows_of(run, "verdict").item() == "| a |\n|---|\n| ä |".encode()

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -53,11 +53,6 @@ class Dataset:
     x_validation: Tensor
     y_validation: Tensor
     classes: int
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The same data set with its tensors on `device`."""
-        names = ("x_train", "y_train", "x_validation", "y_validation")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def batches(

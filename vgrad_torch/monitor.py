@@ -21,9 +21,8 @@ from vgrad_torch.diagnosis import first_nonfinite
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import History, Snapshot
 from vgrad_torch.sample import Sample
+from vgrad_torch.schedule import Budget, Schedule, every_nth, sparse_steps
 from vgrad_torch.writer import Writer
-
-Schedule = Callable[[int], bool]
 
 
 class Monitor:
@@ -40,10 +39,9 @@ class Monitor:
         optimizer: Optimizer,
         *,
         writer: Writer,
-        every: int | Schedule | None,
-        histograms: bool | Schedule,
+        every: Schedule,
+        histograms: Schedule,
         scaler: Any,
-        budget: float,
         on_sample: Callable[[Snapshot], None] | None,
     ) -> None:
         self.history = History()
@@ -51,9 +49,8 @@ class Monitor:
         self.writer = writer
         self._optimizer = optimizer
         self.layers = layers
-        self._every = every
-        self._budget = budget
-        self._histograms = sparse_steps() if histograms is True else histograms or (lambda step: False)
+        self._due = every
+        self._histograms = histograms
         self._depth_profiles = sparse_steps(ratio=2.0)
         self._on_sample = on_sample
         self._sample: Sample | None = None
@@ -63,13 +60,12 @@ class Monitor:
         self._eager = _EAGER
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
         self._handles: list[Any] = []
-        self._spent = 0.0
-        self._started = 0.0
+        self._entered = False
 
     def __enter__(self) -> Monitor:
-        if self._started:
+        if self._entered:
             raise UsageError("this monitor was entered before; call watch() again for another one")
-        self._started = time.perf_counter()
+        self._entered = True
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
@@ -90,19 +86,12 @@ class Monitor:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
     def _begin_if_due(self) -> None:
-        if self._due():
+        if self._due(self.step):
             scale = None if self._scaler is None else self._loss_scale
             trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
             histograms = self._histograms(self.step)
             self._sample = Sample(self.layers, histograms=histograms, scale=scale, trained=trained).attach()
             self._eager.enter()
-
-    def _due(self) -> bool:
-        if isinstance(self._every, int):
-            return self.step % self._every == 0
-        if self._every is not None:
-            return self._every(self.step)
-        return self._spent <= self._budget * (time.perf_counter() - self._started)
 
     def _end(self) -> None:
         if self._sample is not None:
@@ -162,7 +151,8 @@ class Monitor:
         self.history.append(snapshot)
         self._notice(snapshot, sample)
         self._log(snapshot, sample.histograms)
-        self._spent += sample.seconds + time.perf_counter() - start
+        if isinstance(self._due, Budget):
+            self._due.charge(sample.seconds + time.perf_counter() - start)
         if self._on_sample is not None:
             self._on_sample(snapshot)
 
@@ -234,28 +224,6 @@ def in_a_gradient_scaler() -> bool:
     return False
 
 
-def sparse_steps(ratio: float = 1.5) -> Schedule:
-    """A schedule that says yes at first, then ever more rarely: each yes comes at `ratio` times the step of the last.
-
-    With 1.5 that is 0, 1, 2, 3, 5, 8, ... and under 50 times in a hundred million steps, so that TensorBoard, which
-    keeps about 50 steps of a histogram, drops none.
-
-    >>> due = sparse_steps()
-    >>> [step for step in range(100) if due(step)]
-    [0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]
-    """
-    next_step = 0.0
-
-    def due(step: int) -> bool:
-        nonlocal next_step
-        if step < next_step:
-            return False
-        next_step = max(step + 1.0, step * ratio)
-        return True
-
-    return due
-
-
 def watch(
     model: nn.Module,
     optimizer: Optimizer,
@@ -305,16 +273,13 @@ def watch(
     sink = Writer(logdir) if writer is None else Writer.onto(writer)
     if writer is None:
         sink.layout()
-    return Monitor(
-        chosen,
-        optimizer,
-        writer=sink,
-        every=every,
-        histograms=histograms,
-        scaler=scaler,
-        budget=budget,
-        on_sample=on_sample,
-    )
+    if isinstance(every, int):
+        due: Schedule = every_nth(every)
+    else:
+        due = Budget(budget) if every is None else every
+    if isinstance(histograms, bool):
+        histograms = sparse_steps() if histograms else lambda step: False
+    return Monitor(chosen, optimizer, writer=sink, every=due, histograms=histograms, scaler=scaler, on_sample=on_sample)
 
 
 def _check(

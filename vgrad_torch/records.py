@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -262,7 +262,3 @@ class History:
 def _number(layer: LayerSnapshot, quantity: str, statistic: str) -> float:
     stats = getattr(layer, quantity)
     return math.nan if stats is None else float(getattr(stats, statistic))
-
-
-STATISTICS = tuple(field.name for field in fields(Stats) if field.name != "histogram")
-"""The numbers of a `Stats`, in its order."""

@@ -19,10 +19,11 @@ from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.data import Dataset, Progress, batches, load
 from vgrad_torch.diagnosis import first_nonfinite
 from vgrad_torch.mlp import build_mlp
-from vgrad_torch.monitor import Monitor, Schedule, watch
+from vgrad_torch.monitor import Monitor, watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import Snapshot
 from vgrad_torch.sample import Sample
+from vgrad_torch.schedule import Schedule
 
 _MANY = 10**9
 

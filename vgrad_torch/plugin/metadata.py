@@ -55,7 +55,6 @@ GRADIENT_LOG10 = "gradient_log10"
 
 LOSS_TRAIN, LOSS_VALIDATION = "loss/train", "loss/validation"
 ACCURACY_TRAIN, ACCURACY_VALIDATION = "accuracy/train", "accuracy/validation"
-VERDICT = "verdict"
 
 
 class Axes(NamedTuple):
