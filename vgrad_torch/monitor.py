@@ -57,7 +57,6 @@ class Monitor:
         self.nonfinite: str | None = None
         self._warned: set[str] = set()
         self._scaler = scaler
-        self._eager = _EAGER
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
         self._handles: list[Any] = []
         self._entered = False
@@ -87,17 +86,20 @@ class Monitor:
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):
-            scale = None if self._scaler is None else self._loss_scale
-            trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-            histograms = self._histograms(self.step)
-            self._sample = Sample(self.layers, histograms=histograms, scale=scale, trained=trained).attach()
-            self._eager.enter()
+            self._begin(histograms=self._histograms(self.step))
+
+    def _begin(self, *, histograms: bool) -> Sample:
+        scale = None if self._scaler is None else self._loss_scale
+        trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        self._sample = Sample(self.layers, histograms=histograms, scale=scale, trained=trained).attach()
+        _EAGER.enter()
+        return self._sample
 
     def _end(self) -> None:
         if self._sample is not None:
             self._sample.detach()
             self._sample = None
-            self._eager.leave()
+            _EAGER.leave()
 
     def _loss_scale(self, device: torch.device) -> Tensor:
         scale: Tensor = self._scaler.scale(torch.ones((), device=device))
@@ -106,12 +108,15 @@ class Monitor:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the parameters; where the optimizer is given a closure, after its first call."""
         sample = self._sample
-        if sample is None:
+        if sample is None or _in_its_own_step(optimizer):
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._read(sample, optimizer)
             return None
+        if sample.read:  # the step before raised
+            self._end()
+            sample = self._begin(histograms=sample.histograms)
 
         def watched() -> Any:
             loss = closure()
@@ -120,9 +125,9 @@ class Monitor:
                 sample.detach()
             return loss
 
-        return (
-            (args, {**kwargs, "closure": watched}) if "closure" in kwargs else ((args[0], watched, *args[2:]), kwargs)
-        )
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
 
     def _read(self, sample: Sample, optimizer: Optimizer) -> None:
         """With `fused=True` a gradient scaler leaves the division by its scale to the optimizer."""
@@ -134,7 +139,9 @@ class Monitor:
                 "pass it: watch(..., scaler=scaler)"
             )
 
-    def _after_step(self, *_: object) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        if _in_its_own_step(optimizer):
+            return
         if self._sample is not None and self._sample.read:
             self._take(self._sample)
         self.step += 1
@@ -212,6 +219,17 @@ class _Eager:
 
 
 _EAGER = _Eager()  # the stance is torch's, and there is one
+
+
+def _in_its_own_step(optimizer: Optimizer) -> bool:
+    """Whether the step whose hooks run was called by a step of the same optimizer: by `super().step()`, say."""
+    frame = sys._getframe(2)  # torch's wrapper of step, which runs the hooks
+    wrapper = frame.f_code
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is wrapper and frame.f_locals.get("self") is optimizer:
+            return True
+    return False
 
 
 def in_a_gradient_scaler() -> bool:

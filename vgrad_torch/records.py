@@ -233,9 +233,12 @@ class History:
     def series(self, quantity: str, statistic: str) -> Floats:
         """One statistic over the run, [snapshots, layers]; NaN where it was not there.
 
-        `quantity` is one of `QUANTITIES` with a field of `Stats` (or `rms`, `zero_fraction`) as statistic.
+        `quantity` is one of `QUANTITIES` with a field of `Stats` (or `rms`, `zero_fraction`) as statistic. The layers
+        are all that were ever seen, by their labels: a recurrent one has fewer calls in a step of short sequences.
         """
-        return np.array([[_number(x, quantity, statistic) for x in snapshot.layers] for snapshot in self])
+        labels = {layer.label: None for snapshot in self for layer in snapshot.layers}
+        rows = [{x.label: _number(x, quantity, statistic) for x in snapshot.layers} for snapshot in self]
+        return np.array([[row.get(label, math.nan) for label in labels] for row in rows])
 
     @property
     def steps(self) -> list[int]:

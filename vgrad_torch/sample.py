@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import reduce
+from itertools import islice
+from operator import add
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import is_parametrized
 
 from vgrad_torch import hooks, stats
-from vgrad_torch.records import LayerSnapshot, Snapshot
+from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
 
 Key = tuple[str, int]
 """A layer's name and which call of it, from 1; call 0 stands for what belongs to the layer, not to a call."""
 Seen = dict[Key, dict[str, list[stats.Reduction]]]
+Numbers = dict[Key, dict[str, Stats]]
 
 _PROBE = 1 << 16  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
 
@@ -26,9 +30,11 @@ _PROBE = 1 << 16  # weights of a layer whose change is measured; of a larger lay
 class Sample:
     """Collects what passes, reduced where it lies; `snapshot` brings the numbers home in one transfer.
 
-    What earlier passes left is dropped when a backward pass begins and no watched weight has a gradient: the gradients
-    were cleared since, so those passes do not belong to the coming step (that of another optimizer, say, or one that a
-    gradient scaler skipped). Passes of one step, micro-batches, are pooled.
+    What earlier passes left is dropped when a backward pass begins and no watched weight has a gradient other than
+    zero: the gradients were cleared since, so those passes do not belong to the coming step (that of another optimizer,
+    say, or one that a gradient scaler skipped). Calls that no backward pass reaches are dropped where other calls of
+    the layer are reached: a validation, or what the other network of a GAN was trained by. Passes of one step,
+    micro-batches, are pooled; so are several backward passes over one forward pass.
 
     `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None. `trained`
     holds the ids of the parameters whose update is measured; None is all that have a gradient.
@@ -48,7 +54,9 @@ class Sample:
         self._layers = layers
         self._scale = scale
         self._trained = trained
-        self._passes: list[Seen] = [{}]
+        self._passes: dict[int, Seen] = {}
+        self._closed = -1  # the last forward pass before the parameters were read
+        self._left: dict[int, list[Tensor]] = {}  # RMS of the weight gradients that a backward pass found there
         self._parameters: Seen = {}
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._updates: dict[str, Tensor] = {}
@@ -65,36 +73,46 @@ class Sample:
 
     def forget_activation_gradients(self) -> None:
         """Drop output and input gradients, whose scale turned out to be unknown."""
-        for entry in (entry for part in self._passes for entry in part.values()):
+        for entry in (entry for part in self._passes.values() for entry in part.values()):
             entry.pop("output_gradient", None)
             entry.pop("input_gradient", None)
 
     @property
     def saw_a_forward_pass(self) -> bool:
         """Whether any watched layer was called."""
-        return any(self._passes)
+        return bool(self._passes)
 
     @property
     def read(self) -> bool:
         """Whether the parameters were read."""
         return bool(self._parameters)
 
-    def new_pass(self) -> None:
-        """Keep what follows apart from what was seen before."""
-        self._passes.append({})
+    def new_backward(self, turn: int) -> None:
+        """Drop the earlier passes if their gradients were cleared; if set to zero, that is known in the end."""
+        if turn > self._closed and any(earlier < turn for earlier in self._passes):
+            weights = [w for layer in self._layers.values() for w in _weights(layer) if w.requires_grad]
+            left = [stats.rms(w.grad) for w in weights if w.grad is not None]
+            if left:
+                self._left[turn] = left
+            elif weights:
+                self._passes = {later: part for later, part in self._passes.items() if later >= turn}
 
-    def new_backward(self) -> None:
-        """Drop the earlier passes if their gradients were cleared."""
-        weights = [w for layer in self._layers.values() for w in _weights(layer)]
-        if weights and all(w.grad is None for w in weights):
-            del self._passes[:-1]
+    def see(self, call: hooks.Call, quantity: str, tensor: Tensor) -> None:
+        """Reduce a tensor that passes; a gradient without the factor of the gradient scaler.
 
-    def see(self, name: str, call: int, quantity: str, tensor: Tensor) -> None:
-        """Reduce a tensor that passes; a gradient without the factor of the gradient scaler."""
+        After the parameters were read, backward passes are the optimizer's own. A new forward pass says that its step
+        raised, and everything begins again.
+        """
+        if call.turn <= self._closed:
+            return
+        if self.read:
+            self._parameters.clear()
+            self._passes.clear()
+            self._left.clear()
         start = time.perf_counter()
         if self._scale is not None and quantity.endswith("gradient"):
-            tensor = tensor.float() / self._scale(tensor.device)
-        entry = self._passes[-1].setdefault((name, call), {})
+            tensor = _wide(tensor) / self._scale(tensor.device)
+        entry = self._passes.setdefault(call.turn, {}).setdefault((call.name, call.number), {})
         reductions = entry.setdefault(quantity, [])
         reductions.append(stats.reduce(tensor, histogram=self.histograms))
         if len(reductions) > 1:
@@ -104,13 +122,14 @@ class Sample:
     def read_parameters(self, scale: Tensor | None = None) -> None:
         """Reduce weights and weight gradients (over `scale`, if given), and keep what the update is measured by."""
         start = time.perf_counter()
+        self._closed = max(self._passes, default=-1)
         with torch.no_grad():
             for name, layer in self._layers.items():
                 self._read_layer(name, list(_weights(layer)), scale)
         self.seconds += time.perf_counter() - start
 
     def _read_layer(self, name: str, weights: list[nn.Parameter], scale: Tensor | None) -> None:
-        gradients = [w.grad if scale is None else w.grad.float() / scale for w in weights if w.grad is not None]
+        gradients = [w.grad if scale is None else _wide(w.grad) / scale for w in weights if w.grad is not None]
         self._parameters[name, 0] = {
             "weight": [stats.reduce(w, histogram=self.histograms) for w in weights],
             "weight_gradient": [stats.reduce(g, histogram=self.histograms) for g in gradients],
@@ -125,7 +144,7 @@ class Sample:
         start = time.perf_counter()
         with torch.no_grad():
             for name, before in self._before.items():
-                changes = [(_probe(w) - old).float() for w, old in before]
+                changes = [_wide(_probe(w)) - _wide(old) for w, old in before]
                 if changes:
                     self._updates[name] = stats.rms(changes[0] if len(changes) == 1 else torch.cat(changes))
         self._before.clear()
@@ -134,18 +153,24 @@ class Sample:
     def snapshot(self, step: int) -> Snapshot:
         """Everything seen, as plain numbers, in forward order."""
         start = time.perf_counter()
-        seen = [*self._passes, self._parameters]
-        flat = [
-            (key, quantity, r) for part in seen for key, e in part.items() for quantity, rs in e.items() for r in rs
-        ]
-        numbers, updates = stats.fetch([r for _, _, r in flat], list(self._updates.values()))
-        found: dict[Key, dict[str, Any]] = {}
-        for (key, quantity, _), value in zip(flat, numbers, strict=True):
-            merged = found.setdefault(key, {})
-            merged[quantity] = merged[quantity] + value if quantity in merged else value
-        layers = self._assemble(_with_backward(found), dict(zip(self._updates, updates, strict=True)))
+        parts = [self._parameters, *self._passes.values()]
+        reductions = [r for part in parts for entry in part.values() for rs in entry.values() for r in rs]
+        left = [rms for found in self._left.values() for rms in found]
+        numbers, scalars = stats.fetch(reductions, [*self._updates.values(), *left])
+        updates = dict(zip(self._updates, scalars, strict=False))
+        home = iter(numbers)
+        parameters, *pooled = [_pooled(part, home) for part in parts]
+        first = self._first_turn(scalars[len(updates) :])
+        turns = [part for turn, part in zip(self._passes, pooled, strict=True) if turn >= first]
+        layers = self._assemble(_merged([parameters, *_reached(turns)]), updates)
         self.seconds += time.perf_counter() - start
         return Snapshot(step, tuple(_with_activation_gains(list(layers))), time.time())
+
+    def _first_turn(self, left: Sequence[float]) -> int:
+        """The last forward pass whose backward pass found nothing but zeros in the weight gradients, or 0."""
+        numbers = iter(left)
+        cleared = [turn for turn, found in self._left.items() if not any(list(islice(numbers, len(found))))]
+        return max(cleared, default=0)
 
     def _assemble(
         self, found: Mapping[Key, Mapping[str, Any]], updates: Mapping[str, float]
@@ -163,22 +188,37 @@ class Sample:
             )
 
 
-def _with_backward(found: dict[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-    """Without the calls that no backward pass came to, of a layer with others that it did, counted anew.
+def _pooled(part: Seen, home: Iterator[Stats]) -> Numbers:
+    return {
+        key: {quantity: reduce(add, [next(home) for _ in rs]) for quantity, rs in entry.items() if rs}
+        for key, entry in part.items()
+    }
 
-    A validation pass that was not told `no_grad` is such a call.
-    """
-    learning = {name for (name, call), seen in found.items() if call and "output_gradient" in seen}
-    kept: dict[Key, dict[str, Any]] = {}
-    calls: Counter[str] = Counter()
-    for (name, call), seen in found.items():
-        if call and name in learning:
-            if "output_gradient" not in seen:
-                continue
-            calls[name] += 1
-            call = calls[name]
-        kept[name, call] = seen
-    return kept
+
+def _merged(parts: Iterable[Numbers]) -> Numbers:
+    found: Numbers = {}
+    for key, entry in (item for part in parts for item in part.items()):
+        merged = found.setdefault(key, {})
+        for quantity, value in entry.items():
+            merged[quantity] = merged[quantity] + value if quantity in merged else value
+    return found
+
+
+def _reached(turns: Sequence[Numbers]) -> Iterator[Numbers]:
+    """The passes without the calls that no backward pass reached, if another call of the layer was reached."""
+    reached = {name for part in turns for (name, _), entry in part.items() if _has_gradient(entry)}
+    for part in turns:
+        calls: Counter[str] = Counter()
+        kept: Numbers = {}
+        for (name, _), entry in part.items():
+            if name not in reached or _has_gradient(entry):
+                calls[name] += 1
+                kept[name, calls[name]] = entry
+        yield kept
+
+
+def _has_gradient(entry: Mapping[str, object]) -> bool:
+    return "output_gradient" in entry or "input_gradient" in entry
 
 
 def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> list[Key]:
@@ -205,19 +245,29 @@ def _with_activation_gains(layers: list[LayerSnapshot]) -> Iterator[LayerSnapsho
 def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
     """A layer's own weight matrices (a recurrent layer has several); for a layer that has none, its vectors.
 
-    A weight that is parametrized (weight_norm, spectral_norm) stands for the parameters it is made from.
+    Of a parametrized weight (weight_norm, spectral_norm) what is trained in its place.
     """
     own = list(layer.parameters(recurse=False))
-    if parametrize.is_parametrized(layer):
-        own += layer.parametrizations.parameters()  # type: ignore[union-attr]
+    if is_parametrized(layer):
+        own += [
+            p
+            for listed in cast(nn.ModuleDict, layer.parametrizations).values()
+            for p in listed.parameters(recurse=False)
+        ]
     matrices = [p for p in own if p.dim() >= 2]
     yield from matrices or own
 
 
 def _size(layer: nn.Module) -> str:
     """Fan-in x fan-out of the weight, `784x512`; empty for a layer without a matrix."""
-    weight = next((w for w in _weights(layer) if w.dim() >= 2), None)
-    return "" if weight is None else f"{math.prod(weight.shape[1:])}x{weight.shape[0]}"
+    fans = [(math.prod(w.shape[1:]), len(w)) for w in _weights(layer) if w.dim() >= 2]
+    fan = next((fan for fan in fans if fan[0] > 1), fans[0] if fans else None)  # weight_norm's magnitudes come first
+    return "" if fan is None else f"{fan[0]}x{fan[1]}"
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In a precision in which a difference or a quotient is not rounded away."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _probe(weight: Tensor) -> Tensor:
