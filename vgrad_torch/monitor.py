@@ -66,8 +66,8 @@ class Monitor:
             raise UsageError("this monitor was entered before; call watch() again for another one")
         self._entered = True
         self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
+            self._optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+            self._optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
         self._begin_if_due()
         return self
@@ -90,8 +90,7 @@ class Monitor:
 
     def _begin(self, *, histograms: bool) -> Sample:
         scale = None if self._scaler is None else self._loss_scale
-        trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        self._sample = Sample(self.layers, histograms=histograms, scale=scale, trained=trained).attach()
+        self._sample = Sample(self.layers, histograms=histograms, scale=scale).attach()
         _EAGER.enter()
         return self._sample
 
@@ -131,7 +130,8 @@ class Monitor:
 
     def _read(self, sample: Sample, optimizer: Optimizer) -> None:
         """With `fused=True` a gradient scaler leaves the division by its scale to the optimizer."""
-        sample.read_parameters(getattr(optimizer, "grad_scale", None))
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        sample.read_parameters(getattr(optimizer, "grad_scale", None), trained)
         if self._scaler is None and in_a_gradient_scaler():
             sample.forget_activation_gradients()
             self._warn_once(
@@ -223,13 +223,12 @@ _EAGER = _Eager()  # the stance is torch's, and there is one
 
 def _in_its_own_step(optimizer: Optimizer) -> bool:
     """Whether the step whose hooks run was called by a step of the same optimizer: by `super().step()`, say."""
-    frame = sys._getframe(2)  # torch's wrapper of step, which runs the hooks
-    wrapper = frame.f_code
+    frame, steps = sys._getframe(), 0
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_code is wrapper and frame.f_locals.get("self") is optimizer:
-            return True
-    return False
+        if frame.f_code.co_qualname.endswith("profile_hook_step.<locals>.wrapper"):  # torch's, which runs the hooks
+            steps += frame.f_locals.get("self") is optimizer
+    return steps > 1
 
 
 def in_a_gradient_scaler() -> bool:

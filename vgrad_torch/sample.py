@@ -36,8 +36,7 @@ class Sample:
     the layer are reached: a validation, or what the other network of a GAN was trained by. Passes of one step,
     micro-batches, are pooled; so are several backward passes over one forward pass.
 
-    `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None. `trained`
-    holds the ids of the parameters whose update is measured; None is all that have a gradient.
+    `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None.
     """
 
     def __init__(
@@ -46,14 +45,12 @@ class Sample:
         *,
         histograms: bool = True,
         scale: Callable[[torch.device], Tensor] | None = None,
-        trained: Container[int] | None = None,
     ) -> None:
         self.histograms = histograms
         self.seconds = 0.0
         """Time spent looking so far, on the host."""
         self._layers = layers
         self._scale = scale
-        self._trained = trained
         self._passes: dict[int, Seen] = {}
         self._closed = -1  # the last forward pass before the parameters were read
         self._left: dict[int, list[Tensor]] = {}  # RMS of the weight gradients that a backward pass found there
@@ -119,13 +116,19 @@ class Sample:
             stats.pool_histograms(reductions)
         self.seconds += time.perf_counter() - start
 
-    def read_parameters(self, scale: Tensor | None = None) -> None:
-        """Reduce weights and weight gradients (over `scale`, if given), and keep what the update is measured by."""
+    def read_parameters(self, scale: Tensor | None = None, trained: Container[int] | None = None) -> None:
+        """Reduce weights and weight gradients (over `scale`, if given), and keep what the update is measured by.
+
+        `trained` holds the ids of the parameters whose update is measured; None is all that have a gradient.
+        """
         start = time.perf_counter()
         self._closed = max(self._passes, default=-1)
         with torch.no_grad():
             for name, layer in self._layers.items():
-                self._read_layer(name, list(_weights(layer)), scale)
+                weights = list(_weights(layer))
+                self._read_layer(name, weights, scale)
+                stepped = [w for w in weights if w.grad is not None and (trained is None or id(w) in trained)]
+                self._before[name] = [(w, _probe(w).clone()) for w in stepped]
         self.seconds += time.perf_counter() - start
 
     def _read_layer(self, name: str, weights: list[nn.Parameter], scale: Tensor | None) -> None:
@@ -134,10 +137,6 @@ class Sample:
             "weight": [stats.reduce(w, histogram=self.histograms) for w in weights],
             "weight_gradient": [stats.reduce(g, histogram=self.histograms) for g in gradients],
         }
-        self._before[name] = [(w, _probe(w).clone()) for w in weights if self._is_stepped(w)]
-
-    def _is_stepped(self, weight: nn.Parameter) -> bool:
-        return weight.grad is not None and (self._trained is None or id(weight) in self._trained)
 
     def read_update(self) -> None:
         """Measure what the optimizer's step changed; call it after the step."""
