@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vgrad_torch.records import CODES, Histogram, Stats
 
-_DOT = 1 << 14  # entries whose squares are added in float32; the sums of these are added in double
+_DOT = 1 << 13  # entries that are added up in float32, by one thread; the sums of these are added in double
+Values = npt.NDArray[Any]
 _BLOCK = 1 << 20  # elements counted at a time: the temporaries stay small, and on a CPU mostly in cache
 
 
@@ -85,33 +88,41 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.reshape(-1), implied
 
 
-def _on_cpu(x: Tensor) -> Tensor:
+def _on_cpu(tensor: Tensor) -> Tensor:
     """Reading a value costs nothing here, so the rare cases are branches.
 
-    Extremes and zeros are NumPy's, whose loops are two to three times faster; sums are torch's, which uses all cores.
+    NumPy's loops on one core: waking torch's other threads for each reduction takes longer than the reduction.
     """
-    entries = x.numel()
-    if entries and not (math.isfinite(np.minimum.reduce(x.numpy())) and math.isfinite(np.maximum.reduce(x.numpy()))):
-        x = x[x.isfinite()]
-    values, nonfinite = x.numpy(), entries - x.numel()
-    if not len(values):
+    x = tensor.numpy()
+    low, high = _extremes(x)
+    nonfinite = 0
+    if not math.isfinite(high - low):  # one of them is not, or there is no entry
+        finite = x[np.isfinite(x)]
+        nonfinite, x = len(x) - len(finite), finite
+        low, high = _extremes(x)
+    if not len(x):
         return torch.tensor([0, nonfinite, *[math.nan] * 4], dtype=torch.float64)
-    low, high = float(np.minimum.reduce(values)), float(np.maximum.reduce(values))
-    zeros = np.count_nonzero(values == 0)
+    zeros = np.count_nonzero(x == 0)
     return torch.tensor([zeros, nonfinite, *_moments(x, max(-low, high)), low, high], dtype=torch.float64)
 
 
-def _moments(x: Tensor, peak: float) -> tuple[float, float]:
+def _extremes(x: Values) -> tuple[float, float]:
+    return (float(np.minimum.reduce(x)), float(np.maximum.reduce(x))) if len(x) else (math.nan, math.nan)
+
+
+def _moments(x: Values, peak: float) -> tuple[float, float]:
     """Mean and population std of values up to `peak`, whose squares shall neither vanish nor overflow."""
     if not 1e-12 < peak < 1e12:
         scale = 2.0 ** -math.frexp(peak)[1]
-        mean, std = _moments((x.double() * scale).to(x.dtype), peak * scale) if peak else (0.0, 0.0)
+        mean, std = _moments((x.astype(np.float64) * scale).astype(x.dtype), peak * scale) if peak else (0.0, 0.0)
         return mean / scale, std / scale
-    mean = float(x.sum()) / len(x)
-    mean_square = math.fsum(float(block.dot(block)) for block in x.split(_DOT)) / len(x)
+    ones = np.ones(min(len(x), _DOT), x.dtype)
+    blocks = [x[start : start + _DOT] for start in range(0, len(x), _DOT)]
+    mean = math.fsum(float(block.dot(ones[: len(block)])) for block in blocks) / len(x)
+    mean_square = math.fsum(float(block.dot(block)) for block in blocks) / len(x)
     variance = mean_square - mean * mean
     if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
-        return float(x.mean(dtype=torch.float64)), float(x.std(correction=0))  # which runs in double
+        return float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
     return mean, math.sqrt(variance)
 
 
