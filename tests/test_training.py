@@ -182,3 +182,8 @@ def test_names_that_a_terminal_or_a_disk_cannot_take_are_refused(name: str) -> N
 def test_a_network_too_large_for_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not fit into memory"):
         training.run(short(tmp_path, hidden=(10**9, 10**9)))
+
+
+def test_a_network_that_the_last_update_broke_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(training.NonFiniteError, match=r"at step 1: the first .* the output of fc\d"):
+        training.run(short(tmp_path, lr=1e20, batch=1437, epochs=1))

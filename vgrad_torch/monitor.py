@@ -130,9 +130,8 @@ class Monitor:
 
     def _read(self, sample: Sample, optimizer: Optimizer) -> None:
         """With `fused=True` a gradient scaler leaves the division by its scale to the optimizer."""
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        sample.read_parameters(getattr(optimizer, "grad_scale", None), trained)
-        if self._scaler is None and in_a_gradient_scaler():
+        sample.read_parameters(getattr(optimizer, "grad_scale", None), _trained_by(optimizer))
+        if self._scaler is None and _in_a_gradient_scaler():
             sample.forget_activation_gradients()
             self._warn_once(
                 "a GradScaler that watch() was not given scales the loss, so output and input gradients are left out; "
@@ -193,6 +192,11 @@ class Monitor:
             self._unprofiled = None
 
 
+def _trained_by(optimizer: Optimizer) -> set[int]:
+    """The ids of an optimizer's parameters."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def _skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer left its step out because a gradient scaler found infinity."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
@@ -231,7 +235,7 @@ def _in_its_own_step(optimizer: Optimizer) -> bool:
     return steps > 1
 
 
-def in_a_gradient_scaler() -> bool:
+def _in_a_gradient_scaler() -> bool:
     """Whether a GradScaler's step is among the callers."""
     frame = sys._getframe()
     while frame.f_back is not None:
@@ -273,7 +277,7 @@ def watch(
         on_sample: called with each snapshot.
 
     Raises:
-        UsageError: no layer matches `layers`, `every` is below 1, or the folder cannot be written.
+        UsageError: no layer matches `layers`, an argument is not what it must be, or the folder cannot be written.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -306,8 +310,7 @@ def _check(
         raise UsageError(f"watch(model, optimizer) needs a torch.nn.Module first, not {type(model).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"watch(model, optimizer) needs a torch optimizer second, not {type(optimizer).__name__}")
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in trained for p in model.parameters()):
+    if _trained_by(optimizer).isdisjoint(map(id, model.parameters())):
         raise UsageError("the optimizer holds no parameter of the model; give the one that trains it")
     if not (every is None or callable(every) or (type(every) is int and every >= 1)):
         raise UsageError(f"every must be a whole number from 1, a function of the step, or None, not {every!r}")

@@ -118,6 +118,8 @@ class Stats:
     def __add__(self, other: Stats) -> Stats:
         """The statistics of both tensors put together (Chan, Golub and LeVeque's update of mean and variance).
 
+        The histograms are added where both have one; else the first one's stands for both.
+
         >>> Stats(1, 0, 0, 1.0, 0.0, 1.0, 1.0) + Stats(1, 0, 0, 3.0, 0.0, 3.0, 3.0)
         Stats(count=2, zeros=0, nonfinite=0, mean=2.0, std=1.0, min=1.0, max=3.0, histogram=None)
         """

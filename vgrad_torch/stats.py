@@ -17,8 +17,9 @@ from torch import Tensor
 
 from vgrad_torch.records import CODES, Histogram, Stats
 
-_DOT = 1 << 13  # entries that are added up in float32, by one thread; the sums of these are added in double
 Values = npt.NDArray[Any]
+
+_DOT = 1 << 13  # entries that are added up in float32, by one thread; the sums of these are added in double
 _BLOCK = 1 << 20  # elements counted at a time: the temporaries stay small, and on a CPU mostly in cache
 
 

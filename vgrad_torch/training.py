@@ -21,7 +21,7 @@ from vgrad_torch.diagnosis import first_nonfinite
 from vgrad_torch.mlp import build_mlp
 from vgrad_torch.monitor import Monitor, watch
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.records import Snapshot
+from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Schedule
 
@@ -199,6 +199,8 @@ def train(
         seconds = time.perf_counter() - start
         epoch = Epoch(number, monitor.step, *scores(model, data, loss_fn), seconds, samples / seconds)
         monitor.writer.scalars(epoch_scalars(epoch), epoch.step)
+        if not math.isfinite(epoch.train.loss):  # the epoch's last update did it
+            raise NonFiniteError(find_nonfinite(model, loss_fn, data.x_train, data.y_train, monitor))
         on_epoch(epoch)
 
 
@@ -387,4 +389,5 @@ def hyperparameters(config: TrainConfig) -> dict[str, object]:
 
 def _first_layer_tag(model: nn.Sequential) -> str:
     first = model[0]
-    return names.layer_tag("gradient_log10_rms", f"1-fc1-{first.in_features}x{first.out_features}")
+    layer = LayerSnapshot(1, "fc1", "Linear", f"{first.in_features}x{first.out_features}")
+    return names.layer_tag("gradient_log10_rms", layer.tag)
