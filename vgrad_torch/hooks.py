@@ -86,20 +86,25 @@ class Hooks:
     The hooks sit on the layers (torch.compile's modules warn of global ones), and a model that is copied or pickled
     meanwhile does not take them along.
 
+    Without `input_gradients` no hook is set for those.
+
     `order` ranks the layers by their first call, `recomputed` is whether some were seen only in a repeated pass.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], observer: Observer) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], observer: Observer, *, input_gradients: bool = True) -> None:
         self.order: dict[str, int] = {}
         self.recomputed = False
         self._layers = layers
         self._observer: Observer | None = observer
+        self._input_gradients = input_gradients
         self._handles: list[RemovableHandle] = []
         self._calls: Counter[str] = Counter()
         self._seen_outright: set[str] = set()
         self._entered: dict[str, list[_Entry | None]] = {name: [] for name in layers}
         self._turn = 0
         self._went_back = False
+        self._task = -1
+        self._reached: dict[str, bool] = {}
 
     def attach(self) -> None:
         """Set two hooks on each layer."""
@@ -118,7 +123,7 @@ class Hooks:
     def _before(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.order.setdefault(name, len(self.order))
         call = self._enter(name)
-        edges = set(_edges((args, kwargs))) if call else set()
+        edges = set(_edges((args, kwargs))) if call and self._input_gradients else set()
         self._entered[name].append(call and _Entry(call, torch._C._autograd._get_sequence_nr(), edges))
 
     def _after(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
@@ -163,12 +168,21 @@ class Hooks:
             self._seen_outright.clear()
 
     def _back(self, call: Call, quantity: str, gradient: Tensor | None) -> None:
-        if gradient is None or self._observer is None or not _reaches(self._layers[call.name]):
+        if gradient is None or self._observer is None or not self._is_reached(call.name):
             return
         if not self._went_back:
             self._went_back = True
             self._observer.new_backward(call.turn)
         self._tell(call, quantity, gradient)
+
+    def _is_reached(self, name: str) -> bool:
+        """Whether the backward pass that runs brings a layer's weights a gradient; asked once for each pass."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._reached = task, {}
+        if name not in self._reached:
+            self._reached[name] = _reaches(self._layers[name])
+        return self._reached[name]
 
     def _tell(self, call: Call, quantity: str, tensor: Tensor) -> None:
         if self._observer is not None:

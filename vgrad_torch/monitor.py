@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vgrad_torch import hooks
-from vgrad_torch.choices import UsageError
+from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.diagnosis import first_nonfinite
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.records import History, Snapshot
+from vgrad_torch.records import QUANTITIES, History, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Budget, Schedule, every_nth, sparse_steps
 from vgrad_torch.writer import Writer
@@ -41,6 +41,7 @@ class Monitor:
         writer: Writer,
         every: Schedule,
         histograms: Schedule,
+        quantities: Collection[str],
         scaler: Any,
         on_sample: Callable[[Snapshot], None] | None,
     ) -> None:
@@ -51,6 +52,7 @@ class Monitor:
         self.layers = layers
         self._due = every
         self._histograms = histograms
+        self._quantities = quantities
         self._depth_profiles = sparse_steps(ratio=2.0)
         self._on_sample = on_sample
         self._sample: Sample | None = None
@@ -90,7 +92,7 @@ class Monitor:
 
     def _begin(self, *, histograms: bool) -> Sample:
         scale = None if self._scaler is None else self._loss_scale
-        self._sample = Sample(self.layers, histograms=histograms, scale=scale).attach()
+        self._sample = Sample(self.layers, histograms=histograms, quantities=self._quantities, scale=scale).attach()
         _EAGER.enter()
         return self._sample
 
@@ -168,7 +170,7 @@ class Monitor:
             self.nonfinite = f"step {snapshot.step}, the first sampled step with NaN or infinity: in {where}"
             self.writer.text(names.FIRST_NONFINITE, self.nonfinite, snapshot.step)
             self._warn_once(self.nonfinite)
-        if not sample.saw_a_forward_pass:
+        if sample.hooked and not sample.saw_a_forward_pass:
             self._warn_once(
                 f"no forward pass of a watched layer was seen at step {snapshot.step}, only its parameters; "
                 "was the model's call compiled as part of a function, or made without calling the layers?"
@@ -254,6 +256,7 @@ def watch(
     every: int | Schedule | None = None,
     layers: hooks.Layers = nn.Linear,
     histograms: bool | Schedule = True,
+    quantities: Collection[str] = QUANTITIES,
     scaler: Any = None,
     budget: float = 0.02,
     on_sample: Callable[[Snapshot], None] | None = None,
@@ -271,6 +274,8 @@ def watch(
         layers: which modules: a type, a tuple of types, a regular expression over names, or a function of
             (name, module).
         histograms: False for none, True for a schedule of at most about 50 steps, or a function of the step.
+        quantities: which of "weight", "weight_gradient", "output", "output_gradient", "input_gradient" to measure;
+            `("weight_gradient",)` alone is cheapest and needs no hook on the layers. The update goes with "weight".
         scaler: the `torch.amp.GradScaler` of your loop, if it has one, so that gradients are shown without its scale. A
             step that it skips gives no sample.
         budget: share of the wall time that `every=None` may cost, 0 to 1.
@@ -290,6 +295,7 @@ def watch(
     [('0', 6), ('2', 3)]
     """
     _check(model, optimizer, logdir, writer, every, histograms, budget)
+    _check_quantities(quantities)
     chosen = hooks.select(model, layers)
     sink = Writer(logdir) if writer is None else Writer.onto(writer)
     if writer is None:
@@ -300,7 +306,17 @@ def watch(
         due = Budget(budget) if every is None else every
     if isinstance(histograms, bool):
         histograms = sparse_steps() if histograms else lambda step: False
-    return Monitor(chosen, optimizer, writer=sink, every=due, histograms=histograms, scaler=scaler, on_sample=on_sample)
+    return Monitor(
+        chosen, optimizer, writer=sink, every=due, histograms=histograms, quantities=quantities, scaler=scaler,
+        on_sample=on_sample,
+    )  # fmt: skip
+
+
+def _check_quantities(quantities: Collection[str]) -> None:
+    if isinstance(quantities, str) or not quantities:
+        raise UsageError(f"quantities must be one or more of {', '.join(QUANTITIES)}, in a tuple, not {quantities!r}")
+    for quantity in quantities:
+        choose(dict.fromkeys(QUANTITIES), quantity, "quantity")
 
 
 def _check(

@@ -13,7 +13,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-QUANTITIES = ("weight", "weight_gradient", "output", "output_gradient", "input_gradient")
+ACTIVATIONS = ("output", "output_gradient", "input_gradient")
+"""Those of `QUANTITIES` that pass a layer in each of its calls."""
+
+QUANTITIES = ("weight", "weight_gradient", *ACTIVATIONS)
 """The five tensors a layer is measured by, in the words of the README."""
 
 CODES = 4096
@@ -147,7 +150,7 @@ class LayerSnapshot:
 
     `number` counts the layers in forward order from 1; `call` is 2 for the second call of a layer that is used twice in
     a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
-    65,536 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
+    32,768 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
     RMS(input gradient of the next entry), which is what the activation does where the layers form a chain.
     """
 

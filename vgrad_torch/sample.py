@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vgrad_torch import hooks, stats
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats
 
 Key = tuple[str, int]
 """A layer's name and which call of it, from 1; call 0 stands for what belongs to the layer, not to a call."""
 Seen = dict[Key, dict[str, list[stats.Reduction]]]
 Numbers = dict[Key, dict[str, Stats]]
 
-_PROBE = 1 << 16  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
+_PROBE = 1 << 15  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
 
 
 class Sample:
@@ -36,7 +36,8 @@ class Sample:
     the layer are reached: a validation, or what the other network of a GAN was trained by. Passes of one step,
     micro-batches, are pooled; so are several backward passes over one forward pass.
 
-    `scale` gives the factor by which a gradient scaler multiplied the loss, as a tensor on a device, or None.
+    `quantities` are what is reduced; the update is measured where "weight" is among them. `scale` gives the factor by
+    which a gradient scaler multiplied the loss, as a tensor on a device, or None.
     """
 
     def __init__(
@@ -44,9 +45,13 @@ class Sample:
         layers: Mapping[str, nn.Module],
         *,
         histograms: bool = True,
+        quantities: Container[str] = QUANTITIES,
         scale: Callable[[torch.device], Tensor] | None = None,
     ) -> None:
         self.histograms = histograms
+        self.hooked = any(quantity in quantities for quantity in ACTIVATIONS)
+        """Whether the layers' calls are seen, or the parameters alone."""
+        self._quantities = quantities
         self.seconds = 0.0
         """Time spent looking so far, on the host."""
         self._layers = layers
@@ -57,11 +62,13 @@ class Sample:
         self._parameters: Seen = {}
         self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._updates: dict[str, Tensor] = {}
-        self._hooks = hooks.Hooks(layers, self)
+        self._reached: set[hooks.Call] = set()
+        self._hooks = hooks.Hooks(layers, self, input_gradients="input_gradient" in quantities)
 
     def attach(self) -> Sample:
         """Set the hooks; from now on what passes is seen."""
-        self._hooks.attach()
+        if self.hooked:
+            self._hooks.attach()
         return self
 
     def detach(self) -> None:
@@ -107,9 +114,13 @@ class Sample:
             self._passes.clear()
             self._left.clear()
         start = time.perf_counter()
-        if self._scale is not None and quantity.endswith("gradient"):
-            tensor = _wide(tensor) / self._scale(tensor.device)
         entry = self._passes.setdefault(call.turn, {}).setdefault((call.name, call.number), {})
+        if quantity != "output":
+            self._reached.add(call)
+        if quantity not in self._quantities:
+            return
+        if self._scale is not None and quantity != "output":
+            tensor = _wide(tensor) / self._scale(tensor.device)
         reductions = entry.setdefault(quantity, [])
         reductions.append(stats.reduce(tensor, histogram=self.histograms))
         if len(reductions) > 1:
@@ -127,16 +138,18 @@ class Sample:
             for name, layer in self._layers.items():
                 weights = list(_weights(layer))
                 self._read_layer(name, weights, scale)
-                stepped = [w for w in weights if w.grad is not None and (trained is None or id(w) in trained)]
-                self._before[name] = [(w, _probe(w).clone()) for w in stepped]
+                if "weight" in self._quantities:
+                    stepped = [w for w in weights if w.grad is not None and (trained is None or id(w) in trained)]
+                    self._before[name] = [(w, _probe(w).clone()) for w in stepped]
         self.seconds += time.perf_counter() - start
 
     def _read_layer(self, name: str, weights: list[nn.Parameter], scale: Tensor | None) -> None:
-        gradients = [w.grad if scale is None else _wide(w.grad) / scale for w in weights if w.grad is not None]
-        self._parameters[name, 0] = {
-            "weight": [stats.reduce(w, histogram=self.histograms) for w in weights],
-            "weight_gradient": [stats.reduce(g, histogram=self.histograms) for g in gradients],
-        }
+        entry = self._parameters[name, 0] = {}
+        if "weight" in self._quantities:
+            entry["weight"] = [stats.reduce(w, histogram=self.histograms) for w in weights]
+        if "weight_gradient" in self._quantities:
+            gradients = [w.grad if scale is None else _wide(w.grad) / scale for w in weights if w.grad is not None]
+            entry["weight_gradient"] = [stats.reduce(g, histogram=self.histograms) for g in gradients]
 
     def read_update(self) -> None:
         """Measure what the optimizer's step changed; call it after the step."""
@@ -160,8 +173,8 @@ class Sample:
         home = iter(numbers)
         parameters, *pooled = [_pooled(part, home) for part in parts]
         first = self._first_turn(scalars[len(updates) :])
-        turns = [part for turn, part in zip(self._passes, pooled, strict=True) if turn >= first]
-        layers = self._assemble(_merged([parameters, *_reached(turns)]), updates)
+        turns = {turn: part for turn, part in zip(self._passes, pooled, strict=True) if turn >= first}
+        layers = self._assemble(_merged([parameters, *_reached(turns, self._reached)]), updates)
         self.seconds += time.perf_counter() - start
         return Snapshot(step, tuple(_with_activation_gains(list(layers))), time.time())
 
@@ -203,21 +216,17 @@ def _merged(parts: Iterable[Numbers]) -> Numbers:
     return found
 
 
-def _reached(turns: Sequence[Numbers]) -> Iterator[Numbers]:
+def _reached(turns: Mapping[int, Numbers], reached: set[hooks.Call]) -> Iterator[Numbers]:
     """The passes without the calls that no backward pass reached, if another call of the layer was reached."""
-    reached = {name for part in turns for (name, _), entry in part.items() if _has_gradient(entry)}
-    for part in turns:
+    names = {call.name for call in reached if call.turn in turns}
+    for turn, part in turns.items():
         calls: Counter[str] = Counter()
         kept: Numbers = {}
-        for (name, _), entry in part.items():
-            if name not in reached or _has_gradient(entry):
+        for (name, number), entry in part.items():
+            if name not in names or hooks.Call(turn, name, number) in reached:
                 calls[name] += 1
                 kept[name, calls[name]] = entry
         yield kept
-
-
-def _has_gradient(entry: Mapping[str, object]) -> bool:
-    return "output_gradient" in entry or "input_gradient" in entry
 
 
 def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> list[Key]:
@@ -270,7 +279,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _probe(weight: Tensor) -> Tensor:
-    """All entries of a weight, or of a large one some 65,536 evenly spread over rows and columns."""
+    """All entries of a weight, or of a large one some 32,768 evenly spread over rows and columns."""
     flat = weight.detach().reshape(-1)
     stride = math.ceil(flat.numel() / _PROBE)
     while stride > 1 and math.gcd(stride, math.prod(weight.shape[1:])) > 1:  # else the same columns of each row

@@ -6,7 +6,7 @@ Everything stays on the tensor's device until `fetch`, which makes one transfer 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from vgrad_torch.records import CODES, Histogram, Stats
 
 Values = npt.NDArray[Any]
 
-_DOT = 1 << 13  # entries that are added up in float32, by one thread; the sums of these are added in double
-_BLOCK = 1 << 20  # elements counted at a time: the temporaries stay small, and on a CPU mostly in cache
+_PRECISE = (torch.float32, torch.float64)
+_DOT = 1 << 13  # entries of a dot product: BLAS takes one thread for it, and float32 is precise enough
+_ONES = {np.dtype(kind): np.ones(_DOT, kind) for kind in (np.float32, np.float64)}
+_BLOCK = 1 << 18  # entries looked at in one go: they stay in a core's cache from one pass to the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +33,7 @@ class Reduction:
     """
 
     count: int
-    numbers: Tensor
+    numbers: Tensor | Values
     histogram: Tensor | None
     implied_zeros: int = 0
 
@@ -41,8 +43,8 @@ def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
 
     Counts and extremes are exact; std is good to 1e-6 of itself and the mean to 2e-7 of the mean magnitude.
     """
-    x, implied_zeros = _entries(tensor.detach())
-    numbers = _on_cpu(x) if x.device.type == "cpu" else _on_device(x)
+    x, implied_zeros = _entries(tensor)
+    numbers = _on_cpu(x.numpy()) if x.device.type == "cpu" else _on_device(x)
     return Reduction(x.numel(), numbers, _bit_histogram(x) if histogram else None, implied_zeros)
 
 
@@ -56,17 +58,20 @@ def pool_histograms(reductions: list[Reduction]) -> None:
 
 def rms(tensor: Tensor) -> Tensor:
     """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
-    x, implied_zeros = _entries(tensor.detach())
+    x, implied_zeros = _entries(tensor)
+    count = max(x.numel() + implied_zeros, 1)
+    if x.device.type == "cpu" and 1e-20 < (squares := _dot(x.numpy())) < 1e20:  # else some vanish, or overflow
+        return torch.tensor(math.sqrt(squares / count), dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm / math.sqrt(max(x.numel() + implied_zeros, 1))
+    return norm / math.sqrt(count)
 
 
 def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
     """Bring reductions and float64 scalars to the host, in one transfer for each device they lie on."""
-    parts = [r.numbers for r in reductions]
+    parts: list[Tensor | Values] = [r.numbers for r in reductions]
     parts += [r.histogram.view(torch.float64) for r in reductions if r.histogram is not None]
     parts += [scalar.reshape(1) for scalar in scalars]
-    home = iter(_to_host(parts))
+    home = _to_host(parts)
     numbers = [next(home) for _ in reductions]
     counts = [None if r.histogram is None else next(home).view(np.int64) for r in reductions]
     stats = [_stats(r, n, c) for r, n, c in zip(reductions, numbers, counts, strict=True)]
@@ -76,25 +81,41 @@ def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tu
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:
     """The stored entries in one dimension, in a dtype that the reductions can take, and how many zeros are implied."""
     implied = 0
-    if tensor.layout != torch.strided:
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
         stored = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
         implied = tensor.numel() - stored.numel()
         tensor = stored
-    if tensor.device.type == "mps":  # which has no double precision
+    if tensor.is_mps:  # which has no double precision
         tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    if tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.dtype not in _PRECISE:
         tensor = tensor.float()
     return tensor.reshape(-1), implied
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
-    """Reading a value costs nothing here, so the rare cases are branches.
+def _on_cpu(x: Values) -> Values:
+    """Blocks that stay in the cache, through NumPy's loops on one core.
 
-    NumPy's loops on one core: waking torch's other threads for each reduction takes longer than the reduction.
+    Waking torch's other threads for each reduction takes longer than the reduction.
     """
-    x = tensor.numpy()
+    if len(x) <= _BLOCK:
+        return np.array(_block(x))
+    blocks = [x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK)]
+    zeros, nonfinite, mean, std, low, high = np.array([_block(block) for block in blocks]).T
+    finite = np.array([len(block) for block in blocks]) - nonfinite
+    if not finite.any():
+        return np.array([0, nonfinite.sum(), *[math.nan] * 4])
+    share = (finite / finite.sum())[finite > 0]
+    mean, std = mean[finite > 0], std[finite > 0]
+    total = share.dot(mean)
+    std = math.sqrt(share.dot(std**2 + (mean - total) ** 2))
+    return np.array([zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)])
+
+
+def _block(x: Values) -> tuple[float, ...]:
+    """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
     low, high = _extremes(x)
     nonfinite = 0
     if not math.isfinite(high - low):  # one of them is not, or there is no entry
@@ -102,9 +123,9 @@ def _on_cpu(tensor: Tensor) -> Tensor:
         nonfinite, x = len(x) - len(finite), finite
         low, high = _extremes(x)
     if not len(x):
-        return torch.tensor([0, nonfinite, *[math.nan] * 4], dtype=torch.float64)
-    zeros = np.count_nonzero(x == 0)
-    return torch.tensor([zeros, nonfinite, *_moments(x, max(-low, high)), low, high], dtype=torch.float64)
+        return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
+    zeros = int(np.count_nonzero(x == 0)) if low <= 0 <= high else 0
+    return zeros, nonfinite, *_moments(x, max(-low, high)), low, high
 
 
 def _extremes(x: Values) -> tuple[float, float]:
@@ -117,14 +138,30 @@ def _moments(x: Values, peak: float) -> tuple[float, float]:
         scale = 2.0 ** -math.frexp(peak)[1]
         mean, std = _moments((x.astype(np.float64) * scale).astype(x.dtype), peak * scale) if peak else (0.0, 0.0)
         return mean / scale, std / scale
-    ones = np.ones(min(len(x), _DOT), x.dtype)
-    blocks = [x[start : start + _DOT] for start in range(0, len(x), _DOT)]
-    mean = math.fsum(float(block.dot(ones[: len(block)])) for block in blocks) / len(x)
-    mean_square = math.fsum(float(block.dot(block)) for block in blocks) / len(x)
+    mean, mean_square = _sum(x) / len(x), _dot(x) / len(x)
     variance = mean_square - mean * mean
     if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
         return float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
     return mean, math.sqrt(variance)
+
+
+def _sum(x: Values) -> float:
+    return _blas(x, lambda part: _ONES[x.dtype][: part.shape[-1]])
+
+
+def _dot(x: Values) -> float:
+    return _blas(x, lambda part: part)
+
+
+def _blas(x: Values, factor: Callable[[Values], Values]) -> float:
+    """The sum of x times a factor: dot products of some thousand entries in their own precision, added in double."""
+    whole = len(x) // _DOT * _DOT
+    rest = x[whole:]
+    total = float(rest.dot(factor(rest)))
+    if whole:
+        rows = x[:whole].reshape(-1, 1, _DOT)
+        total += float(np.matmul(rows, factor(rows).reshape(-1, _DOT, 1)).sum(dtype=np.float64))
+    return total
 
 
 def _on_device(x: Tensor) -> Tensor:
@@ -155,22 +192,24 @@ def _bit_histogram(x: Tensor) -> Tensor:
     return counts
 
 
-def _to_host(parts: Sequence[Tensor]) -> list[np.ndarray]:
-    host: list[np.ndarray | None] = [None] * len(parts)
-    for device in dict.fromkeys(part.device for part in parts):
-        mine = [i for i, part in enumerate(parts) if part.device == device]
-        if device.type == "cpu":
-            arrays = [parts[i].numpy() for i in mine]
+def _to_host(parts: Sequence[Tensor | Values]) -> Iterator[Values]:
+    """The parts as arrays, in their order."""
+    away = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
+    home: dict[int, Values] = {}
+    for device in dict.fromkeys(part.device for part in away):
+        mine = [part for part in away if part.device == device]
+        sizes = np.cumsum([len(part) for part in mine])[:-1]
+        arrays = np.split(torch.cat(mine).cpu().numpy(), sizes)
+        home.update(zip(map(id, mine), arrays, strict=True))
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield home[id(part)] if id(part) in home else part.numpy()
         else:
-            sizes = np.cumsum([parts[i].numel() for i in mine])[:-1]
-            arrays = np.split(torch.cat([parts[i] for i in mine]).cpu().numpy(), sizes)
-        for i, array in zip(mine, arrays, strict=True):
-            host[i] = array
-    return [array for array in host if array is not None]
+            yield part
 
 
-def _stats(reduction: Reduction, numbers: np.ndarray, counts: np.ndarray | None) -> Stats:
-    zeros, nonfinite, mean, std, low, high = (float(v) for v in numbers)
+def _stats(reduction: Reduction, numbers: Values, counts: Values | None) -> Stats:
+    zeros, nonfinite, mean, std, low, high = numbers.tolist()
     histogram = None if counts is None else Histogram.from_dense(counts)
     stats = Stats(reduction.count, int(zeros), int(nonfinite), mean, std, low, high, histogram)
     return stats + _all_zeros(reduction.implied_zeros, histogram is not None) if reduction.implied_zeros else stats
