@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"choices"},
+    {"checksum", "choices"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"mlp", "writer", "sample"},
     {"diagnosis"},

@@ -229,17 +229,21 @@ def _reached(turns: Mapping[int, Numbers], reached: set[hooks.Call]) -> Iterator
         yield kept
 
 
-def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> list[Key]:
+def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> Iterator[Key]:
     """The calls in their order; a layer that was not called follows its neighbour in the model."""
-    order = list(calls)
-    called = {name for name, _ in order}
+    last_call = {name: place for place, (name, _) in enumerate(calls)}
+    followers: dict[str | None, list[Key]] = {}
     neighbour: str | None = None
     for name in names:
-        if name not in called:
-            place = max((i for i, key in enumerate(order) if key[0] == neighbour), default=-1)
-            order.insert(place + 1, (name, 1))
-        neighbour = name
-    return order
+        if name in last_call:
+            neighbour = name
+        else:
+            followers.setdefault(neighbour, []).append((name, 1))
+    yield from followers.get(None, [])
+    for place, key in enumerate(calls):
+        yield key
+        if last_call[key[0]] == place:
+            yield from followers.get(key[0], [])
 
 
 def _with_activation_gains(layers: list[LayerSnapshot]) -> Iterator[LayerSnapshot]:

@@ -13,6 +13,7 @@ import math
 import numbers
 import os
 import socket
+import struct
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,9 +28,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from vgrad_torch.checksum import masked_crc32c
 from vgrad_torch.choices import UsageError
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import Histogram, Snapshot
@@ -175,7 +176,9 @@ class _EventFile(io.FileIO):
         return len(data)
 
     def _record(self, event: Any) -> None:
-        RecordWriter(self).write(event.SerializeToString())
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
 
 
 class _Borrowed:
