@@ -48,10 +48,11 @@ def _move_on(level: int) -> tuple[Words, Words, Words, Words]:
     if level:
         first, second, third, fourth = (_moved(table, level - 1) for table in _move_on(level - 1))
         return first, second, third, fourth
+    one = np.uint32(1)
     table = byte
     for _ in range(8):
-        table = table >> 1 ^ (table & 1) * np.uint32(_CASTAGNOLI)
-    return table, byte, byte << 8, byte << 16
+        table = table >> one ^ (table & one) * np.uint32(_CASTAGNOLI)
+    return table, byte, byte << np.uint32(8), byte << np.uint32(16)
 
 
 def _moved(remainders: Words, level: int) -> Words:
