@@ -184,7 +184,7 @@ class Monitor:
             self._agree(2 * self.step + 1)
             self._warn_once(_APART)
             return own and without_own(own)
-        given = self.ranks.gather((own, self._budget and self._budget.forecast(self.step)))
+        given = self.ranks.gather((own, None if self._budget is None else self._budget.forecast(self.step)))
         self._agree(given[0][1])
         snapshots = [snapshot for snapshot, _ in given if snapshot is not None]
         return merged(snapshots) if len(snapshots) == self.ranks.size else None
