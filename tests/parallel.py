@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import vgrad_torch as vg
+from vgrad_torch import distributed
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.randint(0, 3, (24,), generator=torch.Generator().manual_seed(2))
@@ -233,7 +234,8 @@ def destroyed(rank: int) -> dict[str, Any]:
 def lost(how: str, folder: Path) -> None:
     """Rank 1 leaves the training in a sampled step: it dies, or it no longer watches and waits."""
     rank = dist.get_rank()
-    training = TRAININGS["plain"]
+    distributed._PATIENCE = TIMEOUT / 2
+    training = Training(options={"process_group": dist.new_group(timeout=timedelta(seconds=TIMEOUT))})
     model = training.wrapped()
     optimizer = sgd(model)
     with vg.watch(model, optimizer, every=1) as monitor:
@@ -254,7 +256,7 @@ def lost(how: str, folder: Path) -> None:
 
 
 def main(folder: Path, how: str | None = None) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT if how else 30))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     if how:
         return lost(how, folder)
     rank = dist.get_rank()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -226,14 +227,17 @@ def test_a_lost_rank_does_not_hang_the_other(how: str, tmp_path: Path) -> None:
     """Without torchrun, which would end the other rank itself."""
     shared = ENVIRONMENT | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, str(SCRIPT), str(tmp_path), how]
-    processes = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=-1) for rank in range(2)]
-    try:
-        assert processes[0].wait(60) == 3, processes[0].communicate()[1]
-    finally:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=-1, text=True))
+            for rank in range(2)
+        ]
         for process in processes:
-            process.kill()
-            process.communicate()
-    assert "rank 0 of 2 waited here for the others' samples" in (tmp_path / "error").read_text()
+            stack.callback(process.kill)
+        _, said = processes[0].communicate(timeout=60)
+    assert processes[0].returncode == 3, said
+    assert ("RuntimeWarning: rank 0 of 2 waits for the samples of the others" in said) == (how == "leaves")
+    assert "rank 0 of 2 waits for the samples of the others" in (tmp_path / "error").read_text()
     assert float((tmp_path / "waited").read_text()) < TIMEOUT + 3
 
 

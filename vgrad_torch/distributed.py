@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -18,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
 
 Given = TypeVar("Given")
+
+_PATIENCE = 15.0  # seconds
 
 _OF_A_RANK = ("output", "output_gradient", "input_gradient")
 """What each rank has of its own; weights, their gradients and updates are the same on all."""
@@ -54,16 +58,28 @@ class Ranks:
         if self._model is None or self.size == 1:
             return [mine]
         gathered: list[Any] = [None] * self.size
-        try:
-            with _current(self._model.device):
-                dist.all_gather_object(gathered, mine, group=self._model.process_group)
-        except RuntimeError as error:
-            error.add_note(
-                f"rank {self.rank} of {self.size} waited here for the others' samples: every rank must enter watch() "
-                "with the same schedule, and leave it after the same step"
-            )
-            raise
+        with _waiting(f"rank {self.rank} of {self.size}"), _current(self._model.device):
+            dist.all_gather_object(gathered, mine, group=self._model.process_group)
         return cast(list[Given], gathered)
+
+
+@contextmanager
+def _waiting(who: str) -> Iterator[None]:
+    """Say what is waited for: after a while in a warning, and with the error that the time-out ends it by."""
+    words = (
+        f"{who} waits for the samples of the others: every rank must enter watch() with the same schedule, and leave "
+        "it after the same step"
+    )
+    timer = threading.Timer(_PATIENCE, warnings.warn, (words, RuntimeWarning))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(words)
+        raise
+    finally:
+        timer.cancel()
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
