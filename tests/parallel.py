@@ -27,7 +27,7 @@ from vgrad_torch import distributed
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.randint(0, 3, (24,), generator=torch.Generator().manual_seed(2))
 STEPS = 3
-TIMEOUT = 4
+TIMEOUT = 3
 
 Parts = Sequence[Sequence[slice]]
 """Which rows of X each rank takes in a step, one slice for each micro-batch."""
@@ -231,44 +231,56 @@ def destroyed(rank: int) -> dict[str, Any]:
     return {"snapshots": list(monitor.history), "warnings": [str(w.message) for w in caught]}
 
 
-def lost(how: str, folder: Path) -> None:
-    """Rank 1 leaves the training in a sampled step: it dies, or it no longer watches and waits."""
+def leaves(monitor: vg.Monitor, optimizer: torch.optim.Optimizer) -> None:
+    """Watch no longer, and train on."""
+    monitor.__exit__(None, None, None)
+
+
+def dies(monitor: vg.Monitor, optimizer: torch.optim.Optimizer) -> None:
+    """End between the backward pass and the meeting of the ranks."""
+    optimizer.register_step_pre_hook(lambda *_: os._exit(7))
+
+
+def lost(folder: Path) -> None:
+    """Rank 1 does not come to the second sample; rank 0 leaves what its error said, and after how long."""
     rank = dist.get_rank()
     distributed._PATIENCE = TIMEOUT / 2
-    training = Training(options={"process_group": dist.new_group(timeout=timedelta(seconds=TIMEOUT))})
-    model = training.wrapped()
-    optimizer = sgd(model)
-    with vg.watch(model, optimizer, every=1) as monitor:
-        step(training, model, optimizer, training.parts[rank])
-        if rank == 1:
-            if how == "dies":
-                optimizer.register_step_pre_hook(lambda *_: os._exit(7))
-            else:
-                monitor.__exit__(None, None, None)
-        started = time.monotonic()
-        try:
+    for way in (leaves, dies):
+        dist.barrier()  # in the default group, which has more patience
+        training = Training(options={"process_group": dist.new_group(timeout=timedelta(seconds=TIMEOUT))})
+        model = training.wrapped()
+        optimizer = sgd(model)
+        with vg.watch(model, optimizer, every=1) as monitor, warnings.catch_warnings(record=True) as caught:
             step(training, model, optimizer, training.parts[rank])
-            time.sleep(2 * TIMEOUT)
-        except RuntimeError as error:
-            (folder / "error").write_text("\n".join([str(error), *error.__notes__]))
-            (folder / "waited").write_text(str(time.monotonic() - started))
-            os._exit(3)
+            if rank == 1:
+                way(monitor, optimizer)
+            started = time.monotonic()
+            try:
+                step(training, model, optimizer, training.parts[rank])
+            except RuntimeError as error:
+                waited = time.monotonic() - started
+                told = {"waited": waited, "notes": error.__notes__, "warnings": [str(w.message) for w in caught]}
+                (folder / f"{way.__name__}.pkl").write_bytes(pickle.dumps(told))
+    os._exit(0)  # the default group is broken, and closing it would wait
 
 
-def main(folder: Path, how: str | None = None) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    if how:
-        return lost(how, folder)
-    rank = dist.get_rank()
-    seen: dict[str, Any] = {name: watched_and_not(name, rank) for name in TRAININGS}
+def seen(rank: int, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: watched_and_not(name, rank) for name in TRAININGS}
     for scene in (budget, raising, scaled, two_models, join):
-        seen[scene.__name__] = scene(rank)
+        found[scene.__name__] = scene(rank)
     log(rank, folder)
-    seen["destroyed"] = destroyed(rank)
-    (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(seen))
-    return None
+    found["destroyed"] = destroyed(rank)
+    return found
+
+
+def main(folder: Path, what: str) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    if what == "lost":
+        lost(folder)
+    rank = dist.get_rank()
+    (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(seen(rank, folder)))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])
