@@ -8,8 +8,9 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ import torch
 from helpers import assert_matches, chain_oracle
 from parallel import STEPS, TIMEOUT, TRAININGS, X, Y
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import vgrad_torch as vg
+from vgrad_torch import hooks
 from vgrad_torch.distributed import Ranks, merged
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot, Stats
 
@@ -269,3 +273,36 @@ def test_a_model_that_is_not_data_parallel_is_one_rank_without_a_group() -> None
     ranks = Ranks(parallel.chain())
     assert (ranks.rank, ranks.size, ranks.can_meet) == (0, 1, True)
     assert ranks.gather("mine") == ["mine"]
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process only."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_layers_are_named_as_without_data_parallel() -> None:
+    whole = nn.ModuleDict({"net": DistributedDataParallel(parallel.chain()), "module": nn.Linear(2, 2)})
+    assert list(hooks.select(whole)) == ["net.fc1", "net.module", "net.fc3", "module"]
+    assert list(hooks.select(whole, r"^net\.fc")) == ["net.fc1", "net.fc3"]
+    assert list(hooks.select(whole, lambda name, _: name == "net.module")) == ["net.module"]
+    assert list(hooks.select(DistributedDataParallel(nn.Linear(2, 2)))) == ["Linear"]
+    assert list(hooks.select(parallel.compiled(DistributedDataParallel(parallel.chain())))) == ["fc1", "module", "fc3"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_data_parallel_in_one_process_is_as_without(tmp_path: Path) -> None:
+    training = TRAININGS["plain"]
+    model, bare = DistributedDataParallel(training.model()), training.model()
+    histories = []
+    for each in (model, bare):
+        optimizer = parallel.sgd(each)
+        logdir = tmp_path / type(each).__name__
+        with vg.watch(each, optimizer, every=1, histograms=False, logdir=logdir) as monitor:
+            parallel.step(training, each, optimizer, [slice(0, 24)])
+        histories.append([asdict(layer) for layer in monitor.history[0].layers])
+    assert histories[0] == histories[1]
+    assert tags(tmp_path / "DistributedDataParallel") == tags(tmp_path / "Sequential")

@@ -224,7 +224,7 @@ def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
     """Of the first layer that has an output gradient."""
     first = next((layer for layer in snapshot.layers if layer.rank_rms), None)
     for rank, rms in enumerate(first.rank_rms if first else ()):
-        if first and rms > 0:
+        if first and 0 < rms < math.inf:
             yield Summary.Value(tag=names.rank_tag(first.tag, rank), simple_value=math.log10(rms))
 
 
