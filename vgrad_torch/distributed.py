@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
@@ -43,7 +43,6 @@ class Ranks:
             self.rank = dist.get_rank(self._model.process_group)
             self.size = dist.get_world_size(self._model.process_group)
 
-    @property
     def can_meet(self) -> bool:
         """Whether each rank comes to every step: not after `destroy_process_group`, nor from a `join()` on.
 
@@ -95,15 +94,16 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
     Layers stand in the order of rank 0; a call that only another rank saw follows the one before it there.
     """
     order: list[tuple[str, int]] = []
-    for snapshot in snapshots:
-        _insert(order, [(layer.name, layer.call) for layer in snapshot.layers])
     found = [{(layer.name, layer.call): layer for layer in snapshot.layers} for snapshot in snapshots]
+    for of_rank in found:
+        if list(of_rank) != order:
+            _insert(order, of_rank)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in order), start=1)}
     layers = [replace(_merged([of.get(key) for of in found]), number=numbers[key[0]]) for key in order]
     return replace(snapshots[0], layers=tuple(with_activation_gains(layers)))
 
 
-def _insert(order: list[tuple[str, int]], keys: Sequence[tuple[str, int]]) -> None:
+def _insert(order: list[tuple[str, int]], keys: Iterable[tuple[str, int]]) -> None:
     place = 0
     for key in keys:
         if key not in order:

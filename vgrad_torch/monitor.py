@@ -180,7 +180,7 @@ class Monitor:
 
     def _joined(self, own: Snapshot | None) -> Snapshot | None:
         """The snapshot of all ranks, and a word on when to look next, as their clocks differ: rank 0 has it."""
-        if not self.ranks.can_meet:
+        if not self.ranks.can_meet():
             self._agree(2 * self.step + 1)
             self._warn_once(_APART)
             return own and without_own(own)
