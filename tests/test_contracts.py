@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 LEVELS = [
     {"checksum", "choices"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
-    {"mlp", "writer", "sample"},
+    {"mlp", "writer", "sample", "distributed"},
     {"diagnosis"},
     {"monitor"},
     {"training"},

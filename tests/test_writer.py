@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -389,6 +390,24 @@ def test_layout_has_a_chart_of_all_layers_for_each_statistic(tmp_path: Path) -> 
     layout = layout_pb2.Layout.FromString(rows_of(run, tag).item())
     lines = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert lines == {title: [f"{title}/.*"] for title in ("loss", "accuracy", *names.LAYER_SCALARS)}
+
+
+def test_ranks_have_a_chart_where_there_are_several(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.layout(ranks=2)
+    writer.close()
+    layout = layout_pb2.Layout.FromString(rows_of(read(tmp_path), "custom_scalars__config__").item())
+    titles = [chart.title for category in layout.category for chart in category.chart]
+    assert names.RANK_SCALARS in titles
+
+
+def test_each_rank_has_a_scalar_of_the_first_layer_that_has_a_gradient(tmp_path: Path) -> None:
+    frozen, first, second = (layer_of(number, f"fc{number}") for number in (1, 2, 3))
+    first, second = replace(first, rank_rms=(1e-3, math.nan, 0.0, 1e-5)), replace(second, rank_rms=(1.0,) * 4)
+    run = write(tmp_path, Snapshot(0, (frozen, first, second)))
+    found = {tag: run.Scalars(tag)[0].value for tag in run.Tags()["scalars"] if "rank" in tag}
+    group = "output_gradient_log10_rms_rank/2-fc2-4x3-rank"
+    assert found == pytest.approx({f"{group}0": -3, f"{group}3": -5})
 
 
 def test_hparams_are_in_the_same_run_and_file(tmp_path: Path) -> None:

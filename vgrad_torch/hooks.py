@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.choices import UsageError
@@ -25,33 +26,42 @@ Edge = tuple[Node, int]
 
 
 def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]:
-    """The watched layers by the names that `named_modules` gives them; a model that is a layer itself gets its type's.
+    """The watched layers by their names in `named_modules`, without the parts that torch.compile and data parallel add.
+
+    A model that is a layer itself gets its type's name.
 
     Raises:
         UsageError: if no layer is left to watch, or the regular expression is none.
     """
+    modules = {_plain(name, model): m for name, m in model.named_modules()}
     if isinstance(layers, str):
         try:
             pattern = re.compile(layers)
         except re.error as error:
             raise UsageError(f"{layers!r} is not a regular expression over layer names: {error}") from None
-        chosen = {name: m for name, m in model.named_modules() if name and pattern.search(name)}
+        chosen = {name: m for name, m in modules.items() if name and pattern.search(name)}
     elif isinstance(layers, type) or (isinstance(layers, tuple) and all(isinstance(t, type) for t in layers)):
-        chosen = {name: m for name, m in model.named_modules() if isinstance(m, layers)}
+        chosen = {name: m for name, m in modules.items() if isinstance(m, layers)}
     elif callable(layers):
-        chosen = {name: m for name, m in model.named_modules() if layers(name, m)}
+        chosen = {name: m for name, m in modules.items() if layers(name, m)}
     else:
         kinds = "a type, a tuple of types, a regular expression, or a function of (name, module)"
         raise UsageError(f"layers must be {kinds}, not {layers!r}")
     if not chosen:
-        kinds = ", ".join(sorted({type(m).__name__ for _, m in model.named_modules()}))
+        kinds = ", ".join(sorted({type(m).__name__ for m in modules.values()}))
         raise UsageError(f"the model has no layer that matches layers={layers!r}; its modules are of type {kinds}")
-    return {_plain(name) or type(m).__name__: m for name, m in chosen.items()}
+    return {name or type(m).__name__: m for name, m in chosen.items()}
 
 
-def _plain(name: str) -> str:
-    """A layer's name without what torch.compile puts into it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def _plain(name: str, model: nn.Module) -> str:
+    """A module's name without what torch.compile and DistributedDataParallel put into it."""
+    parts = name.split(".")
+    holders = (model.get_submodule(".".join(parts[:i])) for i in range(len(parts)))
+    return ".".join(part for part, holder in zip(parts, holders, strict=True) if not _is_wrapped(part, holder))
+
+
+def _is_wrapped(part: str, holder: nn.Module) -> bool:
+    return part == "_orig_mod" or isinstance(holder, DistributedDataParallel)
 
 
 class Call(NamedTuple):

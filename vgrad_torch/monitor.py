@@ -18,11 +18,17 @@ from torch.optim import Optimizer
 from vgrad_torch import hooks
 from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.diagnosis import first_nonfinite
+from vgrad_torch.distributed import Ranks, merged, without_own
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.records import QUANTITIES, History, Snapshot
+from vgrad_torch.records import ACTIVATIONS, QUANTITIES, History, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Budget, Schedule, every_nth, sparse_steps
 from vgrad_torch.writer import Writer
+
+_APART = (
+    "the ranks cannot put their samples together inside join(), nor after destroy_process_group(): from here on only "
+    "weights, weight gradients and updates are shown"
+)
 
 
 class Monitor:
@@ -30,7 +36,8 @@ class Monitor:
 
     `history` holds the snapshots, `step` counts the optimizer steps so far, `layers` are the watched modules by name,
     `writer` takes what else belongs into the log, `nonfinite` says where NaN or infinity first stood (or None).
-    On steps that are not sampled the model carries no hook at all.
+    `ranks` are the processes that train the model together; the history is the same on each. On steps that are not
+    sampled the model carries no hook at all.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class Monitor:
         layers: Mapping[str, nn.Module],
         optimizer: Optimizer,
         *,
+        ranks: Ranks,
         writer: Writer,
         every: Schedule,
         histograms: Schedule,
@@ -48,9 +56,13 @@ class Monitor:
         self.history = History()
         self.step = 0
         self.writer = writer
+        self.ranks = ranks
         self._optimizer = optimizer
         self.layers = layers
         self._due = every
+        self._budget = every if isinstance(every, Budget) else None
+        if ranks.size > 1:
+            self._agree(0)
         self._histograms = histograms
         self._quantities = quantities
         self._depth_profiles = sparse_steps(ratio=2.0)
@@ -91,7 +103,7 @@ class Monitor:
             self._begin(histograms=self._histograms(self.step))
 
     def _begin(self, *, histograms: bool) -> Sample:
-        scale = None if self._scaler is None else self._loss_scale
+        scale = None if self._scaler is None and self.ranks.size == 1 else self._loss_scale
         self._sample = Sample(self.layers, histograms=histograms, quantities=self._quantities, scale=scale).attach()
         _EAGER.enter()
         return self._sample
@@ -103,8 +115,9 @@ class Monitor:
             _EAGER.leave()
 
     def _loss_scale(self, device: torch.device) -> Tensor:
-        scale: Tensor = self._scaler.scale(torch.ones((), device=device))
-        return scale
+        """How many times too large this process has a gradient: by its scaler, and as the loss is the ranks' mean."""
+        scale: Tensor = torch.full((), float(self.ranks.size), device=device)
+        return scale if self._scaler is None else self._scaler.scale(scale)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the parameters; where the optimizer is given a closure, after its first call."""
@@ -143,26 +156,48 @@ class Monitor:
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         if _in_its_own_step(optimizer):
             return
-        if self._sample is not None and self._sample.read:
-            self._take(self._sample)
-        self.step += 1
-        if self._sample is None:
-            self._begin_if_due()
+        try:
+            if self._sample is not None and self._sample.read:
+                self._take(self._sample)
+        finally:  # `on_sample` may raise on one rank only, and all must number their steps alike
+            self.step += 1
+            if self._sample is None:
+                self._begin_if_due()
 
     def _take(self, sample: Sample) -> None:
         self._end()
         sample.read_update()
-        snapshot = sample.snapshot(self.step)
-        if _skipped(self._optimizer):
-            return
+        own = None if _skipped(self._optimizer) else sample.snapshot(self.step)
+        self._charge(sample.seconds)
         start = time.perf_counter()
+        snapshot = own if self.ranks.size == 1 else self._joined(own)
+        if snapshot is None:
+            return
         self.history.append(snapshot)
         self._notice(snapshot, sample)
         self._log(snapshot, sample.histograms)
-        if isinstance(self._due, Budget):
-            self._due.charge(sample.seconds + time.perf_counter() - start)
+        self._charge(time.perf_counter() - start)
         if self._on_sample is not None:
             self._on_sample(snapshot)
+
+    def _joined(self, own: Snapshot | None) -> Snapshot | None:
+        """The snapshot of all ranks, and a word on when to look next, as their clocks differ: rank 0 has it."""
+        if not self.ranks.can_meet():
+            self._agree(2 * self.step + 1)
+            self._warn_once(_APART)
+            return own and without_own(own)
+        given = self.ranks.gather((own, None if self._budget is None else self._budget.forecast(self.step)))
+        self._agree(given[0][1])
+        snapshots = [snapshot for snapshot, _ in given if snapshot is not None]
+        return merged(snapshots) if len(snapshots) == self.ranks.size else None
+
+    def _agree(self, step: int | None) -> None:
+        if self._budget is not None:
+            self._budget.agreed = step
+
+    def _charge(self, seconds: float) -> None:
+        if self._budget is not None:
+            self._budget.charge(seconds)
 
     def _notice(self, snapshot: Snapshot, sample: Sample) -> None:
         """Say once what the user must know."""
@@ -170,14 +205,15 @@ class Monitor:
             self.nonfinite = f"step {snapshot.step}, the first sampled step with NaN or infinity: in {where}"
             self.writer.text(names.FIRST_NONFINITE, self.nonfinite, snapshot.step)
             self._warn_once(self.nonfinite)
-        if sample.hooked and not sample.saw_a_forward_pass:
+        unseen = all(getattr(layer, quantity) is None for layer in snapshot.layers for quantity in ACTIVATIONS)
+        if sample.hooked and not sample.saw_a_forward_pass and unseen:
             self._warn_once(
                 f"no forward pass of a watched layer was seen at step {snapshot.step}, only its parameters; "
                 "was the model's call compiled as part of a function, or made without calling the layers?"
             )
 
     def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
+        if self.ranks.rank == 0 and message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
@@ -263,8 +299,16 @@ def watch(
 ) -> Monitor:
     """Watch the gradients of a model through a training loop of your own; training is not changed by a bit.
 
+    Under `DistributedDataParallel` give the wrapped model, and call this on every rank with the same arguments: a
+    sample is a collective call, so that a rank that does not come, or leaves the block earlier, is waited for until the
+    process group's time-out. A snapshot is then of the joined batch (and the same on every rank): of the mean of the
+    ranks' losses, which is what their averaged gradients are of, also where batches differ in size. `rank_rms` tells
+    the ranks apart. Rank 0 alone writes and warns. Inside `model.join()`, where ranks drop out, and after it, only
+    weights, weight gradients and updates are shown.
+
     Args:
-        model: any module; its layers are named as `model.named_modules()` names them.
+        model: any module; its layers are named as `model.named_modules()` names them, without what
+            `torch.compile` and `DistributedDataParallel` put in front.
         optimizer: the one that trains it. A sample is one of its steps: weight gradients are read just before it
             (accumulated, and clipped if you clip), the update is measured across it.
         logdir: folder for a TensorBoard event file. With neither this nor `writer`, only `history` is kept.
@@ -297,9 +341,8 @@ def watch(
     _check(model, optimizer, logdir, writer, every, histograms, budget)
     _check_quantities(quantities)
     chosen = hooks.select(model, layers)
-    sink = Writer(logdir) if writer is None else Writer.onto(writer)
-    if writer is None:
-        sink.layout()
+    ranks = Ranks(model)
+    sink = _sink(logdir, writer, ranks)
     if isinstance(every, int):
         due: Schedule = every_nth(every)
     else:
@@ -307,9 +350,28 @@ def watch(
     if isinstance(histograms, bool):
         histograms = sparse_steps() if histograms else lambda step: False
     return Monitor(
-        chosen, optimizer, writer=sink, every=due, histograms=histograms, quantities=quantities, scaler=scaler,
+        chosen,
+        optimizer,
+        ranks=ranks,
+        writer=sink,
+        every=due,
+        histograms=histograms,
+        quantities=quantities,
+        scaler=scaler,
         on_sample=on_sample,
-    )  # fmt: skip
+    )
+
+
+def _sink(logdir: str | Path | None, writer: Any, ranks: Ranks) -> Writer:
+    """Where the log goes; of several ranks' only that of rank 0."""
+    borrowed = None if writer is None else Writer.onto(writer)
+    if ranks.rank > 0:
+        return Writer(None)
+    if borrowed is not None:
+        return borrowed
+    own = Writer(logdir)
+    own.layout(ranks=ranks.size)
+    return own
 
 
 def _check_quantities(quantities: Collection[str]) -> None:

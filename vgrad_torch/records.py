@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -152,6 +152,10 @@ class LayerSnapshot:
     a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
     32,768 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
     RMS(input gradient of the next entry), which is what the activation does where the layers form a chain.
+
+    In data parallel training the statistics are those of all ranks' batches joined. `rank_rms` holds, by rank, the RMS
+    of the rank's own part of the output gradient, on the same scale: where batches are equal, the RMS of these numbers
+    is `output_gradient.rms`. NaN for a rank that has no such gradient; empty where one process trains.
     """
 
     number: int
@@ -166,6 +170,7 @@ class LayerSnapshot:
     input_gradient: Stats | None = None
     update_rms: float | None = None
     activation_gain: float | None = None
+    rank_rms: tuple[float, ...] = ()
 
     @property
     def label(self) -> str:
@@ -194,6 +199,13 @@ def _rms(stats: Stats | None) -> float | None:
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
+
+
+def with_activation_gains(layers: Sequence[LayerSnapshot]) -> Iterator[LayerSnapshot]:
+    """Fill in `activation_gain`: RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
+    for layer, above in zip(layers, [*layers[1:], None], strict=True):
+        handed_down = None if above is None else _rms(above.input_gradient)
+        yield replace(layer, activation_gain=_ratio(_rms(layer.output_gradient), handed_down))
 
 
 @dataclass(frozen=True, slots=True)

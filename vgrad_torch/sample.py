@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 from itertools import islice
 from operator import add
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from vgrad_torch import hooks, stats
-from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats, with_activation_gains
 
 Key = tuple[str, int]
 """A layer's name and which call of it, from 1; call 0 stands for what belongs to the layer, not to a call."""
@@ -176,7 +175,7 @@ class Sample:
         turns = {turn: part for turn, part in zip(self._passes, pooled, strict=True) if turn >= first}
         layers = self._assemble(_merged([parameters, *_reached(turns, self._reached)]), updates)
         self.seconds += time.perf_counter() - start
-        return Snapshot(step, tuple(_with_activation_gains(list(layers))), time.time())
+        return Snapshot(step, tuple(with_activation_gains(list(layers))), time.time())
 
     def _first_turn(self, left: Sequence[float]) -> int:
         """The last forward pass whose backward pass found nothing but zeros in the weight gradients, or 0."""
@@ -244,14 +243,6 @@ def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> Iterator
         yield key
         if last_call[key[0]] == place:
             yield from followers.get(key[0], [])
-
-
-def _with_activation_gains(layers: list[LayerSnapshot]) -> Iterator[LayerSnapshot]:
-    """RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
-    for layer, above in zip(layers, [*layers[1:], None], strict=True):
-        handed_down = above.input_gradient.rms if above and above.input_gradient else 0.0
-        gain = layer.output_gradient.rms / handed_down if layer.output_gradient and handed_down else None
-        yield replace(layer, activation_gain=gain)
 
 
 def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:

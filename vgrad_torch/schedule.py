@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -42,11 +44,16 @@ class Budget:
 
     A sampled step costs what it took longer than the median of the last unsampled ones; but at least what was charged
     for it, since the difference is noisy, and at most four times that, since a step may be slow for its own reasons.
+
+    Processes that must look at the same steps cannot each go by a clock: they set `agreed` to what one of them
+    forecast. Then the share is kept as well as the steps ahead are like those before.
     """
 
     def __init__(self, share: float) -> None:
         self.spent = 0.0
         """Seconds that the sampled steps cost so far."""
+        self.agreed: int | None = None
+        """The next step to say yes to; None leaves it to the clock."""
         self._share = share
         self._charged = 0.0
         self._sampled = False
@@ -62,10 +69,27 @@ class Budget:
         now = time.perf_counter()
         took, self._asked = now - self._asked, now
         if self._sampled:
-            usual = statistics.median(self._unsampled) if self._unsampled else took
-            self.spent += min(max(took - usual, self._charged), 4 * self._charged)
+            self.spent += self._cost(took)
         elif step:
             self._unsampled.append(took)
         self._charged = 0.0
-        self._sampled = self.spent <= self._share * (now - self._started)
+        within = self.spent <= self._share * (now - self._started)
+        self._sampled = within if self.agreed is None else step >= self.agreed
         return self._sampled
+
+    def forecast(self, step: int) -> int:
+        """Asked at the end of a sampled step: the step by which the samples so far will be within the share."""
+        if not self._share:
+            return sys.maxsize
+        now = time.perf_counter()
+        took = now - self._asked
+        wanted = (self.spent + self._cost(took)) / self._share
+        missing = wanted - (now - self._started)
+        return step + max(math.ceil(missing / self._usual(took - self._charged)), 1)
+
+    def _cost(self, took: float) -> float:
+        return min(max(took - self._usual(took), self._charged), 4 * self._charged)
+
+    def _usual(self, otherwise: float) -> float:
+        """Seconds that an unsampled step takes; `otherwise` if there was none."""
+        return statistics.median(self._unsampled) if self._unsampled else otherwise

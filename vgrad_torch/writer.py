@@ -69,7 +69,7 @@ class Writer:
         """Write all scalars, gradient_flow and, if asked, the histograms as one event."""
         if self._sink is None:
             return
-        values = [*_layer_scalars(snapshot), self._flow(snapshot)]
+        values = [*_layer_scalars(snapshot), *_rank_scalars(snapshot), self._flow(snapshot)]
         if histograms:
             values += _layer_histograms(snapshot)
         self._add(values, snapshot.step, snapshot.wall_time)
@@ -87,9 +87,10 @@ class Writer:
         """Write what the Text tab renders as Markdown, tables included."""
         self._add([_value(tag, markdown, _metadata("text"))], step)
 
-    def layout(self) -> None:
+    def layout(self, ranks: int = 1) -> None:
         """Put all layers into one chart per statistic (Custom Scalars); of several layouts in a run the last counts."""
-        self._add([_value(CONFIG_SUMMARY_TAG, _layout().SerializeToString(), _metadata("custom_scalars"))])
+        layout = _layout([*names.LAYER_SCALARS, *([names.RANK_SCALARS] if ranks > 1 else [])])
+        self._add([_value(CONFIG_SUMMARY_TAG, layout.SerializeToString(), _metadata("custom_scalars"))])
 
     def hparams(self, hparams: Mapping[str, object], metrics: Iterable[str]) -> None:
         """Open this run's row in the HParams tab, with the scalar tags `metrics` as columns; `close` completes it.
@@ -222,6 +223,14 @@ def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
             yield Summary.Value(tag=tag, simple_value=layer.weight_gradient.nonfinite)
 
 
+def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
+    """Of the first layer that has an output gradient."""
+    first = next((layer for layer in snapshot.layers if layer.rank_rms), None)
+    for rank, rms in enumerate(first.rank_rms if first else ()):
+        if first and 0 < rms < math.inf:
+            yield Summary.Value(tag=names.rank_tag(first.tag, rank), simple_value=math.log10(rms))
+
+
 def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
     """A tensor without a finite entry is left out: it would stretch the axis, which all steps share."""
     for layer in snapshot.layers:
@@ -255,11 +264,11 @@ def _log10(histogram: Histogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     return edges, traced
 
 
-def _layout() -> Any:
+def _layout(groups: Iterable[str]) -> Any:
     def chart(title: str) -> Any:  # tags are regular expressions
         return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"{title}/.*"]))
 
-    layers = [chart(group) for group in names.LAYER_SCALARS]
+    layers = [chart(group) for group in groups]
     training = [chart(tag.partition("/")[0]) for tag in (names.LOSS_TRAIN, names.ACCURACY_TRAIN)]
     categories = {"training": training, "layers": layers}
     return layout_pb2.Layout(category=[layout_pb2.Category(title=k, chart=v) for k, v in categories.items()])

@@ -39,6 +39,12 @@ The layout of the Custom Scalars tab has the same order: what shows a vanishing 
 NONFINITE = "nonfinite"
 """Scalar of a layer: NaN and infinities in its weight gradient, written only where there are any."""
 
+RANK_SCALARS = "output_gradient_log10_rms_rank"
+"""Scalars of data parallel training: log10 of each rank's part in the first layer's output gradient, RMS.
+
+What goes astray on one rank, in whichever layer, has passed through all layers when it comes to the first.
+"""
+
 FIRST_NONFINITE = "first_nonfinite"
 """Text: at which sampled step, and where in it, NaN or infinity was first seen."""
 
@@ -100,6 +106,11 @@ def number(layer: object, path: str) -> float:
 def layer_tag(group: str, layer: str) -> str:
     """`gradient/1-fc1-784x512`: a name of this module, then the layer's; TensorBoard groups at the first slash."""
     return f"{group}/{layer}"
+
+
+def rank_tag(layer: str, rank: int) -> str:
+    """`output_gradient_log10_rms_rank/1-fc1-784x512-rank0`."""
+    return layer_tag(RANK_SCALARS, f"{layer}-rank{rank}")
 
 
 def depth_profile_tag(step: int) -> str:
