@@ -228,11 +228,11 @@ def free_port() -> int:
 
 def test_a_lost_rank_does_not_hang_the_other(tmp_path: Path) -> None:
     """Without torchrun, which would end the other rank itself."""
-    shared = ENVIRONMENT | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common = ENVIRONMENT | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, str(SCRIPT), str(tmp_path), "lost"]
     with ExitStack() as stack:
         processes = [
-            stack.enter_context(subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=-1, text=True))
+            stack.enter_context(subprocess.Popen(command, env=common | {"RANK": str(rank)}, stderr=-1, text=True))
             for rank in range(2)
         ]
         for process in processes:

@@ -314,7 +314,8 @@ def watch(
         logdir: folder for a TensorBoard event file. With neither this nor `writer`, only `history` is kept.
         writer: your own `SummaryWriter`, used instead of `logdir`; it is not closed.
         every: sample every n-th optimizer step, from step 0 on, or the steps that a function of the step says yes to.
-            None thins the samples so that looking costs at most `budget` of the wall time.
+            None thins the samples so that looking costs at most `budget` of the wall time; of several ranks, rank 0
+            says at each sample at which step comes the next, by its own clock.
         layers: which modules: a type, a tuple of types, a regular expression over names, or a function of
             (name, module).
         histograms: False for none, True for a schedule of at most about 50 steps, or a function of the step.
@@ -323,7 +324,7 @@ def watch(
         scaler: the `torch.amp.GradScaler` of your loop, if it has one, so that gradients are shown without its scale. A
             step that it skips gives no sample.
         budget: share of the wall time that `every=None` may cost, 0 to 1.
-        on_sample: called with each snapshot.
+        on_sample: called with each snapshot, on every rank.
 
     Raises:
         UsageError: no layer matches `layers`, an argument is not what it must be, or the folder cannot be written.
