@@ -84,6 +84,54 @@ def test_other_commands_refuse_in_one_sentence(arguments: list[str], capsys: pyt
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_predict_shows_the_profile_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--act", "sigmoid", "--init", "uniform", "--widths", "784,512,256,128,64,32,16,10"]
+    assert main(["predict", *arguments, "--mean-square", "0.112"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"fc1 784x512 0\.54 6\.8e-09 [█#]+[·.]+ 5\.2e-06 1\.3e-08 0\.094 fc2 512x256", printed)
+    assert re.search(r"fc7 16x10 0\.12 9\.4e-03 [█#]{16} 1\.0e\+00 2\.7e-02 - ", printed)
+    assert "The gradient vanishes: at fc1 its norm is 5.2e-06 of that at fc7; one net in three is off by" in printed
+    assert "xi is 0.25 layers, and about 6 xi = 1.5 layers can be trained" in printed
+    assert "chi_1 would be one at sigma_w^2 = 103 (gain 18 times this one)." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--init", "he"], ["The gradient keeps its size", "critical, a gradient crosses any number of layers"]),
+        (["--init", "he", "--gain", "3"], ["The gradient explodes", "the signal grows without bound"]),
+        (["--act", "gelu"], ["4 for small signals (gain", ", 2 for large ones (gain"]),
+        (["--widths", "5,1"], ["A single layer hands no gradient down."]),
+        (["--bias=-0.5"], ["the signal dies out", "No weights are critical with this bias."]),
+    ],
+)
+def test_predict_in_words(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *arguments]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--act", "tahn"], "unknown activation 'tahn'; did you mean 'tanh'?"),
+        (["--widths", "5"], "an MLP needs at least 2 widths"),
+        (["--gain", "0"], "gain multiplies the weights and must be a positive number"),
+        (["--mean-square", "-1"], "mean_square must be a number from 0 up"),
+    ],
+)
+def test_predict_refuses_in_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *arguments]) == 2
+    assert words in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+
+
+def test_predict_loads_no_torch() -> None:
+    code = "import sys; from vgrad_torch.cli import main; main(['predict']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -12,6 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 LEVELS = [
     {"checksum", "choices"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
+    {"moments"},
+    {"propagation", "criticality"},
+    {"theory"},
     {"mlp", "writer", "sample", "distributed"},
     {"diagnosis"},
     {"monitor"},
@@ -22,7 +25,8 @@ LEVELS = [
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
 PLAIN = [
-    f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".plugin.metadata", ".cli")
+    f"vgrad_torch{name}"
+    for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".theory", ".plugin.metadata", ".cli")
 ]
 
 

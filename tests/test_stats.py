@@ -38,10 +38,16 @@ def test_moments_match_numpy_in_double_from_1e_minus_40_to_1e30(scale: float, of
     assert (got.count, got.nonfinite, got.zeros) == (40_000, 0, int((exact == 0).sum()))
 
 
-def test_rms_is_right_where_float32_squares_underflow() -> None:
-    x = torch.full((1000,), 1e-30)
-    assert float(x.square().mean().sqrt()) == 0.0
-    assert float(stats.rms(x)) == pytest.approx(1e-30, rel=1e-6)
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e9, 1e30])
+@pytest.mark.parametrize("count", [1, 1000, 20_000])
+def test_rms_is_right_where_float32_squares_underflow_or_overflow(size: float, count: int) -> None:
+    x = torch.randn(count, generator=torch.Generator().manual_seed(0)) * size
+    assert float(stats.rms(x)) == pytest.approx(np.sqrt(np.mean(x.double().numpy() ** 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rms_of_what_is_not_finite_is_not(value: float) -> None:
+    assert not np.isfinite(float(stats.rms(torch.tensor([1.0, value]))))
 
 
 @pytest.mark.parametrize("constant", [0.1, -3e-39, 7.0])

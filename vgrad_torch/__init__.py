@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vgrad_torch.monitor import watch as watch
     from vgrad_torch.records import History as History
     from vgrad_torch.records import Snapshot as Snapshot
+    from vgrad_torch.theory import predict as predict
 
 __version__ = "0.1.0"
 
@@ -24,9 +25,10 @@ _HOME = {
     "Monitor": "monitor",
     "History": "records",
     "Snapshot": "records",
+    "predict": "theory",
 }
 
-__all__ = ["History", "Monitor", "Snapshot", "build_mlp", "watch"]
+__all__ = ["History", "Monitor", "Snapshot", "build_mlp", "predict", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: vgrad train, vgrad board. The only place that prints; heavy imports wait inside the commands."""
+"""The command line: vgrad train, predict, board. The only place that prints; heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgrad_torch {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
+    _add_predict(commands)
     _add_board(commands)
     return parser
 
@@ -81,6 +82,29 @@ def _add_train(commands: Any) -> None:
     look.add_argument("--runs", help="folder of all runs (default: runs)")
     look.add_argument(
         "--data-dir", help="folder with the files of mnist, fashion-mnist or cifar10; else they are downloaded"
+    )
+
+
+def _add_predict(commands: Any) -> None:
+    about = "What theory expects of a deep MLP before it is built or trained; takes no data and not a second."
+    predict = commands.add_parser("predict", help="what theory expects of a network's gradients", description=about)
+    predict.set_defaults(command=_predict)
+    predict.add_argument("--act", default="relu", help="activation: sigmoid, tanh, relu (default), ...")
+    predict.add_argument("--init", default="uniform", help="initializer: uniform (default), normal, xavier, he, ...")
+    predict.add_argument(
+        "--widths",
+        type=_widths,
+        default=(64, 512, 256, 128, 64, 32, 16, 10),
+        help="widths from input to output (default: 64,512,256,128,64,32,16,10); output 1 is a sigmoid's",
+    )
+    predict.add_argument("--batch", type=int, default=32, help="samples the loss is averaged over (default: 32)")
+    predict.add_argument("--gain", type=float, default=1.0, help="multiplies every weight (default: 1)")
+    predict.add_argument("--bias", type=float, default=0.0, help="value of every bias (default: 0)")
+    predict.add_argument(
+        "--mean-square",
+        type=float,
+        default=1.0,
+        help="mean of x^2 of the inputs: 1 (default) if standardised, .23 digits, .32 circles, .11 mnist",
     )
 
 
@@ -234,6 +258,22 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
         text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
     return " ".join(words)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from vgrad_torch import terminal, theory
+
+    prediction = theory.predict(
+        options.widths, options.act, options.init,
+        gain=options.gain, bias=options.bias, batch=options.batch, mean_square=options.mean_square,
+    )  # fmt: skip
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    console.size = (max(console.width, 80), console.height)
+    console.print(terminal.prediction_table(prediction, console))
+    console.print(terminal.prediction_paragraph(prediction), markup=False)
+    return 0
 
 
 def _board(options: argparse.Namespace) -> int:

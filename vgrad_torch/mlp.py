@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from numbers import Integral
 
 import torch
 from torch import nn
 
 from vgrad_torch.activations import ACTIVATIONS
-from vgrad_torch.choices import UsageError, choose
+from vgrad_torch.choices import checked_widths, choose
 from vgrad_torch.initializers import INITIALIZERS, Initializer
 
 
@@ -37,7 +36,7 @@ def build_mlp(
     new_activation = choose(ACTIVATIONS, activation, "activation")
     initialize = choose(INITIALIZERS, init, "initializer")
     model = nn.Sequential()
-    for number, (fan_in, fan_out) in enumerate(pairwise(_checked(widths)), start=1):
+    for number, (fan_in, fan_out) in enumerate(pairwise(checked_widths(widths)), start=1):
         if number > 1:
             model.add_module(f"act{number - 1}", new_activation())
         model.add_module(f"fc{number}", _linear(fan_in, fan_out, bias, initialize, generator))
@@ -53,16 +52,3 @@ def _linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def _checked(widths: Sequence[int]) -> list[int]:
-    for position, width in enumerate(widths):
-        if not _is_positive_integer(width):
-            raise UsageError(f"widths[{position}] must be a positive integer, not {width!r}")
-    if len(widths) < 2:
-        raise UsageError(f"an MLP needs at least 2 widths, the input's and the output's, but widths is {widths!r}")
-    return [int(width) for width in widths]
-
-
-def _is_positive_integer(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) > 0

@@ -22,7 +22,7 @@ from vgrad_torch.distributed import Ranks, merged, without_own
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, History, Snapshot
 from vgrad_torch.sample import Sample
-from vgrad_torch.schedule import Budget, Schedule, every_nth, sparse_steps
+from vgrad_torch.schedule import Budget, Metered, Schedule, every_nth, sparse_steps
 from vgrad_torch.writer import Writer
 
 _APART = (
@@ -59,7 +59,7 @@ class Monitor:
         self.ranks = ranks
         self._optimizer = optimizer
         self.layers = layers
-        self._due = every
+        self._due = every if isinstance(every, Metered) else Metered(every)
         self._budget = every if isinstance(every, Budget) else None
         if ranks.size > 1:
             self._agree(0)
@@ -97,6 +97,11 @@ class Monitor:
             self._write_depth_profile()
         finally:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
+
+    @property
+    def cost(self) -> float:
+        """What watching cost so far, as a share of the wall time: 0 to 1."""
+        return self._due.share
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):
@@ -168,7 +173,7 @@ class Monitor:
         self._end()
         sample.read_update()
         own = None if _skipped(self._optimizer) else sample.snapshot(self.step)
-        self._charge(sample.seconds)
+        self._due.charge(sample.seconds)
         start = time.perf_counter()
         snapshot = own if self.ranks.size == 1 else self._joined(own)
         if snapshot is None:
@@ -176,7 +181,7 @@ class Monitor:
         self.history.append(snapshot)
         self._notice(snapshot, sample)
         self._log(snapshot, sample.histograms)
-        self._charge(time.perf_counter() - start)
+        self._due.charge(time.perf_counter() - start)
         if self._on_sample is not None:
             self._on_sample(snapshot)
 
@@ -194,10 +199,6 @@ class Monitor:
     def _agree(self, step: int | None) -> None:
         if self._budget is not None:
             self._budget.agreed = step
-
-    def _charge(self, seconds: float) -> None:
-        if self._budget is not None:
-            self._budget.charge(seconds)
 
     def _notice(self, snapshot: Snapshot, sample: Sample) -> None:
         """Say once what the user must know."""
@@ -218,7 +219,7 @@ class Monitor:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _log(self, snapshot: Snapshot, histograms: bool) -> None:
-        self.writer.snapshot(snapshot, histograms=histograms)
+        self.writer.snapshot(snapshot, histograms=histograms, scalars={names.COST: self.cost})
         if histograms:
             self._unprofiled = snapshot
             if self._depth_profiles(self.step):

@@ -60,8 +60,11 @@ def rms(tensor: Tensor) -> Tensor:
     """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
     x, implied_zeros = _entries(tensor)
     count = max(x.numel() + implied_zeros, 1)
-    if x.device.type == "cpu" and 1e-20 < (squares := _dot(x.numpy())) < 1e20:  # else some vanish, or overflow
-        return torch.tensor(math.sqrt(squares / count), dtype=torch.float64)
+    if x.device.type == "cpu":
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = _dot(x.numpy())
+        if 1e-20 < squares < 1e20:  # else some may have vanished, or overflowed
+            return torch.tensor(math.sqrt(squares / count), dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm / math.sqrt(count)
 

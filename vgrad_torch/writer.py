@@ -17,6 +17,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,11 +66,14 @@ class Writer:
         writer._sink = _Borrowed(summary_writer)
         return writer
 
-    def snapshot(self, snapshot: Snapshot, *, histograms: bool) -> None:
-        """Write all scalars, gradient_flow and, if asked, the histograms as one event."""
+    def snapshot(
+        self, snapshot: Snapshot, *, histograms: bool, scalars: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Write the layers' scalars and others, gradient_flow and, if asked, the histograms as one event."""
         if self._sink is None:
             return
-        values = [*_layer_scalars(snapshot), *_rank_scalars(snapshot), self._flow(snapshot)]
+        more = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        values = [*more, *_layer_scalars(snapshot), *_rank_scalars(snapshot), self._flow(snapshot)]
         if histograms:
             values += _layer_histograms(snapshot)
         self._add(values, snapshot.step, snapshot.wall_time)

@@ -45,6 +45,9 @@ RANK_SCALARS = "output_gradient_log10_rms_rank"
 What goes astray on one rank, in whichever layer, has passed through all layers when it comes to the first.
 """
 
+COST = "watch/share_of_time"
+"""Scalar: what watching cost up to this sample, as a share of the wall time."""
+
 FIRST_NONFINITE = "first_nonfinite"
 """Text: at which sampled step, and where in it, NaN or infinity was first seen."""
 
