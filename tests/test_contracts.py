@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 LEVELS = [
     {"choices"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
-    {"mlp", "writer", "sample"},
+    {"mlp", "writer", "sample", "waterfall", "cutoffs"},
+    {"evidence"},
+    {"verdicts"},
+    {"advice"},
     {"diagnosis"},
     {"monitor"},
     {"training"},
