@@ -170,8 +170,6 @@ def train(configuration: Configuration, folder: Path) -> None:
     path = folder / f"{configuration.name}.npz"
     if path.exists():
         return
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     training = Training(configuration)
     training.run()
     kept = [[look for i, look in enumerate(s) if look[0] <= EARLY[-1] or i >= len(s) - LAST] for s in training.looks]

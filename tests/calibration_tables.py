@@ -44,10 +44,15 @@ def flagged(row: Row, time: str) -> bool:
 
 
 def confusion(rows: Sequence[Row], time: str, rule: Rule) -> dict[str, Any]:
-    """What a rule says of networks that fail (recall) and of those that train (false alarms)."""
+    """What a rule says of networks that fail (recall) and of those that train (false alarms).
+
+    `stuck` are the failing ones that had not learnt half of it either: the others are slow or have too large steps.
+    """
     fails, trains = [row for row in rows if not row.trains], [row for row in rows if row.trains]
+    stuck = [row for row in fails if not learnt(row)]
     caught, alarms = sum(rule(row, time) for row in fails), sum(rule(row, time) for row in trains)
     return {
+        "stuck": len(stuck), "stuck_recall": share(sum(rule(row, time) for row in stuck), len(stuck)),
         "failing": len(fails), "caught": caught, "recall": share(caught, len(fails)),
         "training": len(trains), "false_alarms": alarms, "false_alarm_share": share(alarms, len(trains)),
     }  # fmt: skip

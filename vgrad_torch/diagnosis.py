@@ -6,7 +6,7 @@ Plain numbers in, no torch. What is measured stands in evidence.py, the rules in
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vgrad_torch.advice import ADVICE
@@ -99,7 +99,7 @@ class Diagnosis:
         return " ".join([f"{self.verdict}: {self.because}.", *_remarks(self), *self.advice])
 
 
-def diagnose(history: Sequence[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
+def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
     """Say what a run's snapshots say about its gradient.
 
     Args:
