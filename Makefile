@@ -15,7 +15,7 @@ FLAGS = $(call flag,DATA,data) $(call flag,ACT,act) $(call flag,INIT,init) $(cal
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,DATA_DIR,data-dir)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train board test check format clean
+.PHONY: help install train board test check calibrate format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -43,6 +43,9 @@ check: .venv/installed-dev ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
+	$(BIN)/python tests/calibrate.py
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

@@ -1,30 +1,199 @@
-"""From snapshots to words. Plain numbers in, no torch."""
+"""From snapshots to words: diagnose() gives the verdict with its evidence, who is to blame, and what to do next.
+
+Plain numbers in, no torch. What is measured stands in evidence.py, the rules in verdicts.py, their lines in cutoffs.py.
+"""
 
 from __future__ import annotations
 
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vgrad_torch.advice import ADVICE
+from vgrad_torch.choices import UsageError
+from vgrad_torch.cutoffs import RECORDS, Record
+from vgrad_torch.evidence import Evidence, first_nonfinite, gather, norm
+from vgrad_torch.records import LayerSnapshot, Snapshot
+from vgrad_torch.verdicts import ALARMS, Judgement, family, judge, period
+from vgrad_torch.waterfall import Factor, reached, waterfall
+
+__all__ = ["Diagnosis", "LayerState", "Suspect", "diagnose", "first_nonfinite"]
 
 
-def first_nonfinite(snapshot: Snapshot) -> str | None:
-    """Where NaN or infinity stood first in a step, in the order it is computed; None if there is none.
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A factor of the waterfall and its share, 0 to 1, of all weakening (if the gradient explodes: strengthening).
 
-    Weights come first (an earlier step made them), then outputs in forward order, then the gradients of each layer from
-    the last to the first.
+    The share is of the logarithm.
     """
-    for layer in snapshot.layers:
-        if words := _bad(layer, "weight", f"the weight of {layer.label} as the step began"):
-            return words
-    for layer in snapshot.layers:
-        if words := _bad(layer, "output", f"the output of {layer.label}, in the forward pass"):
-            return words
-    for layer in reversed(snapshot.layers):
-        for quantity in ("output_gradient", "weight_gradient", "input_gradient"):
-            name = quantity.replace("_", " ")
-            if words := _bad(layer, quantity, f"the {name} of {layer.label}, in the backward pass"):
-                return words
-    return None
+
+    factor: Factor
+    share: float
+
+    def __str__(self) -> str:
+        what = "weight of" if self.factor.kind == "weight" else "activation behind"
+        return f"the {what} {self.factor.layer} (x {self.factor.gain:.2g}, {self.share:.0%})"
 
 
-def _bad(layer: LayerSnapshot, quantity: str, words: str) -> str | None:
-    stats: Stats | None = getattr(layer, quantity)
-    return f"{words} ({stats.nonfinite} of {stats.count} values)" if stats is not None and stats.nonfinite else None
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """One line of the table: a call of a layer in the newest sample.
+
+    `gradient` is the norm of its output gradient over that of the last layer, `word` is `healthy`, `weak` (below a
+    hundredth), `strong` (above a hundred), `dead`, `frozen`, `no gradient` or `non-finite`.
+    """
+
+    label: str
+    size: str
+    word: str
+    gradient: float | None
+    weight_gain: float | None
+    activation_gain: float | None
+    update_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A verdict and what it rests on; `str()` is a table of the layers and one paragraph.
+
+    Attributes:
+        verdict: one of `verdicts.VERDICTS`.
+        because: the reason, half a sentence.
+        evidence: the numbers that were judged.
+        suspects: which factors of the waterfall weaken the gradient most (strengthen it, if it explodes).
+        advice: what to do next, sentence by sentence, the most promising first.
+        layers: the layers in order of their first call.
+        confidence: how often this verdict was right on the calibration's test networks; None where none of them was
+            like this one.
+        optimizer: as it was given.
+    """
+
+    verdict: str
+    because: str
+    evidence: Evidence
+    suspects: tuple[Suspect, ...]
+    advice: tuple[str, ...]
+    layers: tuple[LayerState, ...]
+    confidence: Record | None
+    optimizer: str
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it says that the network will not train as it is."""
+        return self.verdict in ALARMS
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *(_cells(layer) for layer in self.layers)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(_aligned, _HEAD, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, "", textwrap.fill(self.paragraph(), 100)])
+
+    def markdown(self) -> str:
+        """The same for TensorBoard's text tab."""
+        rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(layer) for layer in self.layers)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return f"{table}\n\n**{self.verdict}**{self.paragraph().removeprefix(self.verdict)}\n"
+
+    def paragraph(self) -> str:
+        """Verdict, reason, suspects, confidence and advice."""
+        return " ".join([f"{self.verdict}: {self.because}.", *_remarks(self), *self.advice])
+
+
+def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
+    """Say what a run's snapshots say about its gradient.
+
+    Args:
+        history: samples in order of their steps, such as `monitor.history`; the first one shows what the error was.
+        optimizer: the name of its class, `SGD`, `AdamW`.
+        losses: the training losses of any steps in order, if you have them; without them the last layer's gradient
+            stands for the error.
+
+    Raises:
+        UsageError: the history is empty.
+
+    >>> diagnose([Snapshot(0, ())], optimizer="SGD").because
+    'a gradient was seen at none of the watched layers, and two are needed to compare'
+    """
+    samples = list(history)
+    if not samples:
+        raise UsageError("there is no sample to judge; let the monitor see at least one optimizer step")
+    evidence = gather(samples, losses or ())
+    found = judge(evidence, optimizer)
+    return Diagnosis(
+        found.verdict, found.because, evidence,
+        suspects=tuple(_suspects(samples[-1], found)),
+        advice=tuple(ADVICE[found.verdict](evidence, optimizer)),
+        layers=tuple(_states(samples[-1], evidence)),
+        confidence=_confidence(evidence, found, optimizer),
+        optimizer=optimizer,
+    )  # fmt: skip
+
+
+def _confidence(evidence: Evidence, found: Judgement, optimizer: str) -> Record | None:
+    known = family(optimizer)
+    return RECORDS.get((known, period(evidence), found.verdict)) if known and evidence.chain else None
+
+
+def _suspects(snapshot: Snapshot, found: Judgement) -> list[Suspect]:
+    falls = waterfall(snapshot)
+    if falls is None or found.verdict not in ("vanishing", "slow", "cannot tell", "exploding", "dead"):
+        return []
+    shares = falls.growth() if found.verdict == "exploding" else falls.shares()
+    return [Suspect(factor, share) for factor, share in shares]
+
+
+def _states(snapshot: Snapshot, evidence: Evidence) -> Iterator[LayerState]:
+    layers = reached(snapshot)
+    last = norm(layers[-1].output_gradient) if layers else None
+    for layer in snapshot.layers:
+        gradient = norm(layer.output_gradient) / last if last and layer.output_gradient else None
+        yield LayerState(
+            layer.label, layer.size, _word(layer, gradient, evidence), gradient,
+            layer.weight_gain, layer.activation_gain, layer.update_ratio,
+        )  # fmt: skip
+
+
+def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> str:
+    quantities = (layer.weight, layer.output, layer.output_gradient, layer.weight_gradient)
+    if any(stats.nonfinite for stats in quantities if stats):
+        return "non-finite"
+    if layer.label in evidence.cut_off:
+        return "no gradient"
+    if layer.label in evidence.frozen:
+        return "frozen"
+    if gradient is None:
+        return ""
+    if layer.output_gradient and layer.output_gradient.zero_fraction == 1.0 and evidence.zeros == 1.0:
+        return "dead"
+    return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
+
+
+_WORDS = ("layer", "size", "state")
+_HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
+
+
+def _cells(layer: LayerState) -> tuple[str, ...]:
+    numbers = (layer.gradient, layer.weight_gain, layer.activation_gain, layer.update_ratio)
+    return (layer.label, layer.size, *("" if x is None else f"{x:.2g}" for x in numbers), layer.word)
+
+
+def _aligned(head: str, cell: str, width: int) -> str:
+    return cell.ljust(width) if head in _WORDS else cell.rjust(width)
+
+
+def _remarks(found: Diagnosis) -> Iterator[str]:
+    evidence = found.evidence
+    if found.verdict in ("vanishing", "slow") and evidence.slope > 0:
+        tenth = f"; at {evidence.tenth} a tenth is left" if evidence.tenth else ""
+        yield f"Every {evidence.half_depth:.2g} layers halve it{tenth}."
+    if found.suspects:
+        weights = sum(suspect.share for suspect in found.suspects if suspect.factor.kind == "weight")
+        largest = ", ".join(map(str, found.suspects[:3]))
+        yield f"Most of it is due to {largest}; in all {weights:.0%} to weights, {1 - weights:.0%} to activations."
+    if found.verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
+        yield f"A step changes the first weight that trains by {10**evidence.update:.2g} of itself."
+    if not evidence.chain and evidence.layers > 1:
+        yield "First and last are meant in the order of the calls; no network like this one was in the calibration."
+    if found.confidence is not None:
+        outcome = "did not train" if found.alarm else "trained"
+        yield f"Of the calibration's test networks with this verdict {found.confidence} {outcome}."

@@ -194,9 +194,8 @@ class Sample:
             layer = self._layers[name]
             number = numbers.setdefault(name, len(numbers) + 1)
             seen = {**found.get((name, 0), {}), **found.get((name, call), {})}
-            yield LayerSnapshot(
-                number, name, type(layer).__name__, _size(layer), call, update_rms=updates.get(name), **seen
-            )
+            seen |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in _weights(layer))}
+            yield LayerSnapshot(number, name, type(layer).__name__, _size(layer), call, **seen)
 
 
 def _pooled(part: Seen, home: Iterator[Stats]) -> Numbers:

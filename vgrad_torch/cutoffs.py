@@ -1,0 +1,80 @@
+"""Where the verdict draws its lines, and how often it was right: set and tested on the networks of `make calibrate`.
+
+`runs/calibration/` holds those networks, one a line, and the tables; a test judges them again and compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+EARLY = 150
+"""Steps, 5 % of the calibration's training: from here on it counts that the error has not fallen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoffs:
+    """Lines for one family of optimizers at one time. `measure` names the field of `Evidence` that is compared.
+
+    Below `vanishing` a network is not expected to train; below `slow` some do not.
+    """
+
+    measure: str
+    vanishing: float
+    slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How often a verdict was right among the calibration's test networks that got it."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Share of right ones, NaN of none."""
+        return self.right / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval, after Wilson.
+
+        >>> [round(bound, 3) for bound in Record(98, 100).interval]
+        [0.93, 0.994]
+        """
+        return wilson(self.right, self.total)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.right} of {self.total}, {self.share:.0%} ({low:.0%} to {high:.0%})"
+
+
+def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (E. B. Wilson 1927, JASA 22:209)."""
+    if not total:
+        return 0.0, 1.0
+    share, spread = hits / total, z * z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+CUTOFFS: Mapping[str, Mapping[str, Cutoffs]] = {
+    "sgd": {"start": Cutoffs("drive", -2.3, -1.5), "later": Cutoffs("drive", -2.0, -1.5)},
+    "adam": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
+    "rmsprop": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
+}
+"""`start` is before step `EARLY`, `later` from there on."""
+
+EXPLODING: Mapping[str, float] = {"sgd": 1.5, "adam": 3.0, "rmsprop": 3.0}
+"""`signal` above which the gradient explodes on its way back."""
+DEAD = 0.95
+"""`zeros` above which a layer is dead."""
+LEARNING = 0.9
+"""`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
+
+RECORDS: Mapping[tuple[str, str, str], Record] = {}
+"""By optimizer family, time and verdict. A vanishing, dead or exploding network that does not train is a right one, and
+so is a healthy, slow or frozen one that does."""
