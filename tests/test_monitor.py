@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_is_tensor, assert_matches, chain_oracle, hook_count
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import vgrad_torch as vg
 from vgrad_torch.choices import UsageError
+from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.schedule import sparse_steps
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
@@ -309,6 +311,17 @@ def test_without_every_the_monitor_keeps_to_its_budget() -> None:
     with vg.watch(model, optimizer, budget=1e9) as monitor:
         train(model, optimizer, 50)
     assert monitor.history.steps == list(range(50))
+
+
+def test_history_of_a_deep_network_is_bounded_by_its_layers() -> None:
+    history = vg.History(layers=10_000)
+    layers = vg.Snapshot(0, tuple(LayerSnapshot(n, f"fc{n}", "Linear", "1x1") for n in range(1, 301))).layers
+    for step in range(5000):
+        history.append(vg.Snapshot(step, layers))
+    assert history.steps[0] == 0
+    assert history.steps[-1] == 4999
+    assert 10 <= len(history) <= 34
+    assert len(set(np.diff(history.steps[:-1]))) == 1
 
 
 def test_history_stays_bounded_and_covers_the_whole_run() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -28,6 +29,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.choices import UsageError
+from vgrad_torch.monitor import watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.writer import LOG_EXPONENTS, Writer
@@ -539,6 +541,38 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    made = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
+    if not made or made.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_training_goes_on_when_its_disk_is_full(small_disk: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with watch(model, optimizer, logdir=small_disk, every=1, histograms=False) as monitor:
+            for _ in range(200):
+                optimizer.zero_grad()
+                model(torch.ones(8, 4)).square().mean().backward()
+                optimizer.step()
+    assert [str(warning.message) for warning in warned] == [
+        f"cannot log to {files(small_disk)[0]}: No space left on device; training goes on without logging"
+    ]
+    assert len(monitor.history) == 200
+    steps = [point.step for point in read(small_disk).Tensors("gradient_flow")]
+    assert steps == list(range(len(steps)))
+    assert 5 < len(steps) < 200
 
 
 def test_half_a_record_hides_nothing_that_came_before(tmp_path: Path) -> None:

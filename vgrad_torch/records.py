@@ -226,16 +226,18 @@ class Snapshot:
 
 
 class History:
-    """Snapshots in order of their steps, at most `limit` of them.
+    """Snapshots in order of their steps, at most `limit` of them, and at most `layers` layers in all of them together.
 
     When it is full every second snapshot is dropped and from then on only every second is kept, so that it covers the
-    whole run evenly, however long the run gets. The newest is always there.
+    whole run evenly, however long the run and however deep the network. The newest is always there.
     """
 
-    def __init__(self, limit: int = 4096) -> None:
+    def __init__(self, limit: int = 4096, layers: int = 1 << 16) -> None:
         self.limit = limit
+        self.layers = layers
         self._kept: list[Snapshot] = []
         self._newest: list[Snapshot] = []  # if it is not among the kept ones
+        self._kept_layers = 0
         self._stride = 1
         self._seen = 0
 
@@ -243,8 +245,10 @@ class History:
         """Add the next snapshot."""
         if self._seen % self._stride == 0:
             self._kept.append(snapshot)
-        if len(self._kept) > self.limit:
+            self._kept_layers += len(snapshot.layers)
+        if len(self._kept) > self.limit or (self._kept_layers > self.layers and len(self._kept) > 2):
             del self._kept[1::2]
+            self._kept_layers = sum(len(kept.layers) for kept in self._kept)
             self._stride *= 2
         self._newest = [snapshot] if self._seen % self._stride else []
         self._seen += 1
