@@ -126,6 +126,14 @@ def test_a_frozen_layer_is_frozen(place: int) -> None:
     assert [layer.word for layer in found.layers].count("frozen") == 1
 
 
+def test_where_only_the_last_layer_trains_the_others_are_frozen() -> None:
+    model = mlp(3, "sigmoid", "torch")
+    for layer in list(model)[:-1]:
+        layer.requires_grad_(False)
+    found = diagnose(watched(model, torch.optim.SGD(list(model)[-1].parameters(), lr=0.01)), optimizer="SGD")
+    assert (found.verdict, found.evidence.frozen) == ("frozen", ("fc1", "fc2", "fc3"))
+
+
 def test_a_layer_that_the_optimizer_does_not_have_is_frozen() -> None:
     model = mlp(3, "relu", "he")
     others = [p for name, p in model.named_parameters() if not name.startswith("fc2")]

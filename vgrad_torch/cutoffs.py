@@ -62,9 +62,9 @@ def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 CUTOFFS: Mapping[str, Mapping[str, Cutoffs]] = {
-    "sgd": {"start": Cutoffs("drive", -2.3, -1.5), "later": Cutoffs("drive", -2.0, -1.5)},
-    "adam": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
-    "rmsprop": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
+    "sgd": {"start": Cutoffs("drive", -3.8, -3.5), "later": Cutoffs("drive", -4.1, -3.9)},
+    "adam": {"start": Cutoffs("lost", -3.8, -1.4), "later": Cutoffs("lost", -3.8, -1.4)},
+    "rmsprop": {"start": Cutoffs("lost", -3.8, -1.4), "later": Cutoffs("lost", -3.8, -1.4)},
 }
 """`start` is before step `EARLY`, `later` from there on."""
 
@@ -72,7 +72,9 @@ EXPLODING: Mapping[str, float] = {"sgd": 1.5, "adam": 3.0, "rmsprop": 3.0}
 """`signal` above which the gradient explodes on its way back."""
 DEAD = 0.95
 """`zeros` above which a layer is dead."""
-LEARNING = 0.9
+REACHES = -1.0
+"""`signal` above which enough arrives at the first layer, whatever the other measures are."""
+LEARNING = 0.8
 """`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
 
 RECORDS: Mapping[tuple[str, str, str], Record] = {}
