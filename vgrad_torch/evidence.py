@@ -124,7 +124,7 @@ def drive(snapshot: Snapshot) -> float:
     units = layers[-1].size.rpartition("x")[2]
     batch = layers[-1].output_gradient.count / int(units) if units.isdigit() else math.nan
     error = _norm(layers[-1]) * math.sqrt(batch)  # each sample's gradient is 1 / batch of its own
-    return log10(norm(trained[0].weight_gradient) / norm(trained[0].weight) / error)
+    return log10(_over(norm(trained[0].weight_gradient), norm(trained[0].weight) * error))
 
 
 def lost(snapshot: Snapshot) -> float:
