@@ -20,7 +20,8 @@ from vgrad_torch.verdicts import ALARMS, arrives, judge
 
 MEASURES = {"sgd": "drive", "adam": "lost", "rmsprop": "lost"}
 FALSE_ALARMS = {"start": 0.03, "early": 0.02}
-"""Share of the fitting half's networks that train which may be called vanishing."""
+"""Share of the networks that train which may be flagged. The lines are set at half of it, on the fitting half: with so
+few configurations a line at the limit would break it every second time on others."""
 CAUGHT = 0.95
 """Share of its networks that fail which lie below the line to slow, unless that line would be above `SLOWEST`."""
 SLOWEST = -1.0
@@ -93,7 +94,7 @@ def _fit(rows: Sequence[Row], time: str, measure: str) -> dict[str, Any]:
     undecided = [(row, e) for row, e in undecided if not e.nonfinite and not e.zeros > DEAD and not arrives(e)]
     training = sorted(getattr(e, measure) for row, e in undecided if row.trains)
     failing = sorted(getattr(e, measure) for row, e in undecided if not row.trains)
-    allowed = int(FALSE_ALARMS[time] * sum(row.trains for row in rows))
+    allowed = int(FALSE_ALARMS[time] / 2 * sum(row.trains for row in rows))
     vanishing = training[allowed] if allowed < len(training) else 0.0
     slow = failing[min(int(CAUGHT * len(failing)), len(failing) - 1)]
     return {"measure": measure, "vanishing": _down(vanishing), "slow": max(min(_down(slow), SLOWEST), _down(vanishing))}
