@@ -142,7 +142,7 @@ def ceiling(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Recall, at the false alarms that are allowed, of two learned rules on all recorded numbers, cross-validated.
 
     They learn from eight parts of the configurations of both halves and judge the ninth: about the best that any rule
-    on these numbers can do.
+    on these numbers can do, and they may use what depends on the loss's scale.
     """
     found: dict[str, dict[str, float]] = {}
     for family in MEASURES:

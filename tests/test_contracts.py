@@ -24,8 +24,9 @@ LEVELS = [
     {"__main__"},
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
+VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diagnosis")
 PLAIN = [
-    f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".plugin.metadata", ".cli")
+    f"vgrad_torch{name}" for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".plugin.metadata", ".cli")
 ]
 
 

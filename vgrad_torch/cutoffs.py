@@ -1,6 +1,10 @@
 """Where the verdict draws its lines, and how often it was right: set and tested on the networks of `make calibrate`.
 
-`runs/calibration/` holds those networks, one a line, and the tables; a test judges them again and compares.
+3,888 fully connected networks (circles, digits, wine; six activations, six initialisers, 2 to 20 hidden layers of 8 to
+64 units; SGD with momentum, Adam, RMSprop; three seeds), each trained for up to 3,000 steps at four to six learning
+rates; it trains if it reaches the data's target accuracy at any of them. Half of the configurations set the lines, the
+other half gave `RECORDS`. `runs/calibration/` holds the networks, one a line, and the tables; a test judges them again
+and compares.
 """
 
 from __future__ import annotations
@@ -69,11 +73,13 @@ CUTOFFS: Mapping[str, Mapping[str, Cutoffs]] = {
 """`start` is before step `EARLY`, `later` from there on."""
 
 EXPLODING: Mapping[str, float] = {"sgd": 1.5, "adam": 3.0, "rmsprop": 3.0}
-"""`signal` above which the gradient explodes on its way back."""
+"""`signal` above which the gradient explodes on its way back. Where it does, some networks still train if the steps are
+small: in the fitting half 27 of 64 with SGD, 17 of 39 with Adam."""
 DEAD = 0.95
 """`zeros` above which a layer is dead."""
 REACHES = -1.0
-"""`signal` above which enough arrives at the first layer, whatever the other measures are."""
+"""`signal` above which enough arrives at the first layer, whatever the other measures are. Of the fitting half's networks
+between it and 1.5 before training, 728 of 744 trained."""
 LEARNING = 0.7
 """`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
 
@@ -106,5 +112,5 @@ RECORDS: Mapping[tuple[str, str, str], Record] = {
     ("rmsprop", "later", "slow"): Record(11, 40),
     ("rmsprop", "later", "vanishing"): Record(56, 63),
 }
-"""By optimizer family, time and verdict. A vanishing, dead or exploding network that does not train is a right one, and
-so is a healthy, slow or frozen one that does."""
+"""By optimizer family, time and verdict, networks that explode included. A network called vanishing, exploding, dead or
+non-finite is a right one if it does not train, one called healthy or slow if it does."""
