@@ -78,8 +78,8 @@ small: in the fitting half 27 of 64 with SGD, 17 of 39 with Adam."""
 DEAD = 0.95
 """`zeros` above which a layer is dead."""
 REACHES = -1.0
-"""`signal` above which enough arrives at the first layer, whatever the other measures are. Of the fitting half's networks
-between it and 1.5 before training, 728 of 744 trained."""
+"""`signal` above which enough arrives at the first layer, whatever the other measures are. Of the fitting half's
+networks between it and 1.5 before training, 728 of 744 trained."""
 LEARNING = 0.7
 """`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
 

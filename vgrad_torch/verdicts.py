@@ -198,13 +198,18 @@ def _weak(evidence: Evidence, measure: str) -> str:
     return f"{way}, {words[measure]}"
 
 
-def _times(log: float) -> str:
-    """A factor from its logarithm, two digits.
+def two_digits(value: float) -> str:
+    """A number as short as two digits of it can be.
 
-    >>> _times(-3.5), _times(2), _times(-math.inf)
-    ('0.00032', '1e+02', '0')
+    >>> two_digits(3.24e-4), two_digits(251.3), two_digits(0.0)
+    ('0.00032', '250', '0')
     """
-    return f"{10**log:.2g}" if log > -300 else "0"
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def _times(log: float) -> str:
+    """A factor, from its logarithm."""
+    return two_digits(10**log)
 
 
 def _names(labels: Sequence[str]) -> str:
