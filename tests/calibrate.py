@@ -84,7 +84,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         chosen = [r for r in half(rows, "test") if r.optimizer == family and r.numbers["start_signal"] <= EXPLODES]
         for line, (moment, name) in enumerate((("start", "start"), ("early", "later"))):
             axis, lines = axes[line][column], CUTOFFS[family][name]
-            values = [np.clip(r.numbers[f"{moment}_{lines.measure}"], -12, 2) for r in chosen]
+            values = [np.clip(getattr(r.evidence(moment), lines.measure), -12, 2) for r in chosen]
             groups = [
                 [v for v, r in zip(values, chosen, strict=True) if r.trains is trains] for trains in (True, False)
             ]

@@ -23,10 +23,10 @@ Numbers = npt.NDArray[np.float64]
 TIMES = ("start", "early", "end")
 """Before training, at 5 % of it, and at its end."""
 FIELDS = {
-    "start": ("signal", "drive", "zeros"),
+    "start": ("signal", "drive", "lost", "zeros"),
     **dict.fromkeys(("early", "end"), ("signal", "drive", "residual", "zeros")),
 }
-"""What a row keeps of the evidence; the residual at the start is 1."""
+"""What a row keeps of the evidence; `lost` stays what it was, and the residual at the start is 1."""
 PUBLISHED = ("mean_abs", "first_norm", "norm_ratio", "total_norm")
 """log10 of what published rules look at, of weight gradients: the smallest mean |g| of a layer, the first layer's norm,
 that over the last one's, the norm of all."""
@@ -52,7 +52,8 @@ class Row:
     def evidence(self, time: str) -> Evidence:
         """The evidence at a time, as `gather` made it."""
         found: dict[str, Any] = {field: self.numbers[f"{time}_{field}"] for field in FIELDS[time]}
-        broken = "a layer" if math.isnan(found["signal"]) else None
+        found["lost"] = self.numbers["start_lost"]
+        broken = "a layer" if math.isnan(found["zeros"]) else None  # a gradient that is zero everywhere has no signal
         return Evidence(STEPS[time], 0, 1, self.configuration.depth + 1, nonfinite=broken, **{"residual": 1.0, **found})
 
 

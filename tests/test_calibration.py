@@ -219,6 +219,28 @@ def test_no_network_that_trained_is_flagged_in_the_end(shipped: dict[str, Any]) 
     assert shipped["finished"]["flagged"] == 0
 
 
+def test_false_alarms_stay_within_what_is_allowed_on_the_test_half(shipped: dict[str, Any]) -> None:
+    for family in tables.MEASURES:
+        for time, allowed in tables.FALSE_ALARMS.items():
+            found = shipped["tables"][f"test {family} {time}"]["vgrad_torch"]
+            assert found["false_alarm_share"][0] <= allowed, (family, time)
+
+
+@pytest.mark.parametrize("time", ["start", "early"])
+def test_for_sgd_no_published_rule_within_the_same_limit_catches_more(time: str, shipped: dict[str, Any]) -> None:
+    rules = shipped["tables"][f"test sgd {time}"]
+    own = rules.pop("vgrad_torch")["recall"][0]
+    allowed = tables.FALSE_ALARMS[time]
+    others = [rule["recall"][0] for rule in rules.values() if rule["false_alarm_share"][0] <= allowed]
+    assert len(others) >= 5
+    assert own > max(others) + 0.05
+
+
+def test_the_figure_is_drawn(rows: list[Row], tmp_path: Path) -> None:
+    calibrate.figure(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_worse_rule_makes_a_worse_table(rows: list[Row]) -> None:
     chosen = tables.quiet(tables.half(rows, "test"))
     none = tables.confusion(chosen, "start", lambda row, time: False)

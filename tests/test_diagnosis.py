@@ -80,7 +80,7 @@ def test_a_deeper_one_vanishes_with_adam_too() -> None:
 
 
 def test_the_optimizer_counts() -> None:
-    model = mlp(4, "sigmoid", "glorot")
+    model = mlp(12, "relu", "torch")
     samples = watched(model, sgd(model))
     words = {name: diagnose(samples, optimizer=name).verdict for name in ("SGD", "AdamW")}
     assert words["SGD"] == "vanishing"
@@ -124,6 +124,14 @@ def test_a_frozen_layer_is_frozen(place: int) -> None:
     assert found.evidence.frozen == (f"fc{place + 1}",)
     assert not found.evidence.cut_off
     assert [layer.word for layer in found.layers].count("frozen") == 1
+
+
+def test_where_only_the_last_layer_trains_the_others_are_frozen() -> None:
+    model = mlp(3, "sigmoid", "torch")
+    for layer in list(model)[:-1]:
+        layer.requires_grad_(False)
+    found = diagnose(watched(model, torch.optim.SGD(list(model)[-1].parameters(), lr=0.01)), optimizer="SGD")
+    assert (found.verdict, found.evidence.frozen) == ("frozen", ("fc1", "fc2", "fc3"))
 
 
 def test_a_layer_that_the_optimizer_does_not_have_is_frozen() -> None:
@@ -268,22 +276,50 @@ def test_residual_connections_carry_the_gradient_through_sigmoids() -> None:
     assert "order of the calls" in found.paragraph()
 
 
-def test_outside_what_was_calibrated_a_weak_gradient_is_not_judged() -> None:
+class Shortcut(nn.Module):
+    """A deep body, and a way around it that its first layer has no part in."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.body, self.side, self.head = mlp(depth, "sigmoid", "glorot")[:-1], nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x) + self.side(x))
+        return out
+
+
+@pytest.mark.parametrize(("depth", "verdict"), [(1, "healthy"), (6, "cannot tell"), (16, "vanishing")])
+def test_outside_what_was_calibrated_only_the_clear_cases_are_judged(depth: int, verdict: str) -> None:
     torch.manual_seed(0)
-
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.side, self.head = mlp(3, "sigmoid", "glorot")[:-1], nn.Linear(8, 16), nn.Linear(16, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.body(x) + self.side(x))
-            return out
-
-    model = Odd()
+    model = Shortcut(depth)
     found = after(model, sgd(model, 0.01))
-    assert found.evidence.signal < -1
-    assert found.verdict in ("cannot tell", "healthy")
+    assert not found.evidence.chain
+    assert found.verdict == verdict
+
+
+def test_convolutions_are_no_fully_connected_layers() -> None:
+    torch.manual_seed(0)
+    stack = [module for n in (1, 8, 8) for module in (nn.Conv2d(n, 8, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*stack, nn.Flatten(), nn.Linear(8 * 16, 3))
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    optimizer = sgd(model, 0.01)
+    kinds = (nn.Conv2d, nn.Linear)
+    with vg.watch(model, optimizer, every=1, layers=kinds, histograms=False) as monitor:
+        CrossEntropy(model(torch.randn(32, 1, 4, 4)), batch()[1]).backward()
+        optimizer.step()
+    found = diagnose(monitor.history, optimizer="SGD")
+    assert (found.verdict, found.evidence.chain, found.confidence) == ("healthy", False, None)
+
+
+def test_a_first_weight_of_zeros_gives_no_number_and_no_error() -> None:
+    model = mlp(8, "sigmoid", "torch")
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    found = after(model, sgd(model))
+    assert math.isnan(found.evidence.drive)
+    assert found.verdict == "cannot tell"
 
 
 def test_too_little_to_judge() -> None:
@@ -296,7 +332,7 @@ def test_too_little_to_judge() -> None:
 
 
 def test_one_late_sample_does_not_say_whether_the_error_falls() -> None:
-    model = mlp(4, "sigmoid", "glorot")
+    model = mlp(6, "sigmoid", "glorot")
     optimizer = sgd(model, 1e-6)
     x, y = batch()
     with vg.watch(model, optimizer, every=lambda step: step == 5, histograms=False) as monitor:
@@ -381,7 +417,7 @@ def test_a_gradient_scaler_does_not_matter(act: str, init: str, depth: int) -> N
 
 
 def test_an_optimizer_that_was_not_calibrated_hears_what_all_others_agree_on() -> None:
-    weak, clear, good = mlp(4, "sigmoid", "glorot"), mlp(20, "sigmoid", "torch"), mlp(6, "relu", "he")
+    weak, clear, good = mlp(12, "relu", "torch"), mlp(20, "sigmoid", "torch"), mlp(6, "relu", "he")
     words = [diagnose(watched(m, sgd(m)), optimizer="LBFGS").verdict for m in (weak, clear, good)]
     assert words == ["cannot tell", "vanishing", "healthy"]
 

@@ -1,6 +1,10 @@
 """Where the verdict draws its lines, and how often it was right: set and tested on the networks of `make calibrate`.
 
-`runs/calibration/` holds those networks, one a line, and the tables; a test judges them again and compares.
+3,888 fully connected networks (circles, digits, wine; six activations, six initialisers, 2 to 20 hidden layers of 8 to
+64 units; SGD with momentum, Adam, RMSprop; three seeds), each trained for up to 3,000 steps at four to six learning
+rates; it trains if it reaches the data's target accuracy at any of them. Half of the configurations set the lines, the
+other half gave `RECORDS`. `runs/calibration/` holds the networks, one a line, and the tables; a test judges them again
+and compares.
 """
 
 from __future__ import annotations
@@ -62,19 +66,51 @@ def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 CUTOFFS: Mapping[str, Mapping[str, Cutoffs]] = {
-    "sgd": {"start": Cutoffs("drive", -2.3, -1.5), "later": Cutoffs("drive", -2.0, -1.5)},
-    "adam": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
-    "rmsprop": {"start": Cutoffs("signal", -5.6, -3.0), "later": Cutoffs("signal", -4.0, -3.0)},
+    "sgd": {"start": Cutoffs("drive", -4.0, -3.5), "later": Cutoffs("drive", -4.2, -3.7)},
+    "adam": {"start": Cutoffs("lost", -3.8, -1.5), "later": Cutoffs("lost", -4.4, -1.7)},
+    "rmsprop": {"start": Cutoffs("lost", -3.8, -1.4), "later": Cutoffs("lost", -4.5, -2.3)},
 }
 """`start` is before step `EARLY`, `later` from there on."""
 
 EXPLODING: Mapping[str, float] = {"sgd": 1.5, "adam": 3.0, "rmsprop": 3.0}
-"""`signal` above which the gradient explodes on its way back."""
+"""`signal` above which the gradient explodes on its way back. Where it does, some networks still train if the steps are
+small: in the fitting half 27 of 64 with SGD, 17 of 39 with Adam."""
 DEAD = 0.95
 """`zeros` above which a layer is dead."""
-LEARNING = 0.9
+REACHES = -1.0
+"""`signal` above which enough arrives at the first layer, whatever the other measures are. Of the fitting half's
+networks between it and 1.5 before training, 728 of 744 trained."""
+LEARNING = 0.7
 """`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
 
-RECORDS: Mapping[tuple[str, str, str], Record] = {}
-"""By optimizer family, time and verdict. A vanishing, dead or exploding network that does not train is a right one, and
-so is a healthy, slow or frozen one that does."""
+RECORDS: Mapping[tuple[str, str, str], Record] = {
+    ("sgd", "start", "exploding"): Record(51, 58),
+    ("sgd", "start", "healthy"): Record(371, 391),
+    ("sgd", "start", "slow"): Record(19, 29),
+    ("sgd", "start", "vanishing"): Record(176, 185),
+    ("sgd", "later", "dead"): Record(13, 13),
+    ("sgd", "later", "healthy"): Record(384, 420),
+    ("sgd", "later", "non-finite"): Record(30, 30),
+    ("sgd", "later", "slow"): Record(15, 23),
+    ("sgd", "later", "vanishing"): Record(170, 177),
+    ("adam", "start", "exploding"): Record(15, 39),
+    ("adam", "start", "healthy"): Record(437, 454),
+    ("adam", "start", "slow"): Record(64, 98),
+    ("adam", "start", "vanishing"): Record(63, 72),
+    ("adam", "later", "dead"): Record(6, 7),
+    ("adam", "later", "exploding"): Record(11, 15),
+    ("adam", "later", "healthy"): Record(498, 520),
+    ("adam", "later", "slow"): Record(25, 56),
+    ("adam", "later", "vanishing"): Record(59, 65),
+    ("rmsprop", "start", "exploding"): Record(15, 39),
+    ("rmsprop", "start", "healthy"): Record(419, 439),
+    ("rmsprop", "start", "slow"): Record(71, 113),
+    ("rmsprop", "start", "vanishing"): Record(61, 72),
+    ("rmsprop", "later", "dead"): Record(7, 7),
+    ("rmsprop", "later", "exploding"): Record(11, 15),
+    ("rmsprop", "later", "healthy"): Record(503, 538),
+    ("rmsprop", "later", "slow"): Record(11, 40),
+    ("rmsprop", "later", "vanishing"): Record(56, 63),
+}
+"""By optimizer family, time and verdict, networks that explode included. A network called vanishing, exploding, dead or
+non-finite is a right one if it does not train, one called healthy or slow if it does."""

@@ -5,6 +5,7 @@ Plain numbers in, no torch. What is measured stands in evidence.py, the rules in
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from vgrad_torch.choices import UsageError
 from vgrad_torch.cutoffs import RECORDS, Record
 from vgrad_torch.evidence import Evidence, first_nonfinite, gather, norm
 from vgrad_torch.records import LayerSnapshot, Snapshot
-from vgrad_torch.verdicts import ALARMS, Judgement, family, judge, period
+from vgrad_torch.verdicts import ALARMS, Judgement, family, judge, period, two_digits
 from vgrad_torch.waterfall import Factor, reached, waterfall
 
 __all__ = ["Diagnosis", "LayerState", "Suspect", "diagnose", "first_nonfinite"]
@@ -32,7 +33,7 @@ class Suspect:
 
     def __str__(self) -> str:
         what = "weight of" if self.factor.kind == "weight" else "activation behind"
-        return f"the {what} {self.factor.layer} (x {self.factor.gain:.2g}, {self.share:.0%})"
+        return f"the {what} {self.factor.layer} (x {two_digits(self.factor.gain)}, {self.share:.0%})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ _HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update 
 
 def _cells(layer: LayerState) -> tuple[str, ...]:
     numbers = (layer.gradient, layer.weight_gain, layer.activation_gain, layer.update_ratio)
-    return (layer.label, layer.size, *("" if x is None else f"{x:.2g}" for x in numbers), layer.word)
+    return (layer.label, layer.size, *("" if x is None else two_digits(x) for x in numbers), layer.word)
 
 
 def _aligned(head: str, cell: str, width: int) -> str:
@@ -185,14 +186,14 @@ def _remarks(found: Diagnosis) -> Iterator[str]:
     evidence = found.evidence
     if found.verdict in ("vanishing", "slow") and evidence.slope > 0:
         tenth = f"; at {evidence.tenth} a tenth is left" if evidence.tenth else ""
-        yield f"Every {evidence.half_depth:.2g} layers halve it{tenth}."
+        yield f"Every {two_digits(evidence.half_depth)} layers halve it{tenth}."
     if found.suspects:
         weights = sum(suspect.share for suspect in found.suspects if suspect.factor.kind == "weight")
         largest = ", ".join(map(str, found.suspects[:3]))
         yield f"Most of it is due to {largest}; in all {weights:.0%} to weights, {1 - weights:.0%} to activations."
     if found.verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
-        yield f"A step changes the first weight that trains by {10**evidence.update:.2g} of itself."
-    if not evidence.chain and evidence.layers > 1:
+        yield f"A step changes the first weight that trains by {two_digits(10**evidence.update)} of itself."
+    if not evidence.chain and not math.isnan(evidence.signal):
         yield "First and last are meant in the order of the calls; no network like this one was in the calibration."
     if found.confidence is not None:
         outcome = "did not train" if found.alarm else "trained"

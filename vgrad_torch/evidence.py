@@ -12,6 +12,7 @@ from vgrad_torch.waterfall import reached, waterfall
 
 WINDOW = 20
 """At most so many of the newest samples are judged, and never more than the newer half of them."""
+_ENLARGED = 0.75  # set on the calibration's fitting half, among quarters
 _UNDERFLOW = 1e-30  # below a gradient as small as this one, zeros are what float32 cannot hold
 
 
@@ -35,6 +36,10 @@ class Evidence:
         drive: log10 of what a gradient asks the first weight to change by, relative to that weight, for an error of one
             at each output: norm of gradient over norm of weight, over the norm of one sample's output gradient at the
             last layer.
+        lost: `signal` of the first sample, without most of what too small weights took off it. Such weights weaken the
+            outputs on their way up as much as the gradient on its way down, and an optimizer whose steps have a size
+            of their own, like Adam, soon enlarges them; so three quarters of the outputs' loss (log10 of the RMS of the
+            last hidden layer's output over the first one's, if negative) is taken off again.
         residual: RMS of the last layer's output gradient over what it was in the first sample. For cross-entropy and
             squared losses it is the error, and falls with the loss.
         zeros: the largest share of exact zeros in the output gradient of a layer before the last.
@@ -57,6 +62,7 @@ class Evidence:
     signal: float = math.nan
     slope: float = math.nan
     drive: float = math.nan
+    lost: float = math.nan
     residual: float = math.nan
     zeros: float = math.nan
     update: float = math.nan
@@ -118,7 +124,14 @@ def drive(snapshot: Snapshot) -> float:
     units = layers[-1].size.rpartition("x")[2]
     batch = layers[-1].output_gradient.count / int(units) if units.isdigit() else math.nan
     error = _norm(layers[-1]) * math.sqrt(batch)  # each sample's gradient is 1 / batch of its own
-    return log10(norm(trained[0].weight_gradient) / norm(trained[0].weight) / error)
+    return log10(_over(norm(trained[0].weight_gradient), norm(trained[0].weight) * error))
+
+
+def lost(snapshot: Snapshot) -> float:
+    """See `Evidence.lost`."""
+    outputs = [layer.output.rms for layer in reached(snapshot)[:-1] if layer.output is not None]
+    forward = log10(outputs[-1] / outputs[0]) if outputs and outputs[0] else math.nan
+    return signal(snapshot) - _ENLARGED * min(forward, 0.0)
 
 
 def zeros(snapshot: Snapshot) -> float:
@@ -154,6 +167,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         signal=_median(signal, judged),
         slope=_median(slope, judged),
         drive=_median(drive, judged),
+        lost=lost(samples[0]),
         residual=_over(_median(residual, judged), residual(samples[0])),
         zeros=_median(zeros, judged),
         update=_median(update, judged),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vgrad_torch.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, Cutoffs
+from vgrad_torch.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, REACHES, Cutoffs
 from vgrad_torch.evidence import Evidence
 
 FAMILIES: Mapping[str, str] = {
@@ -74,7 +74,12 @@ def cutoffs(evidence: Evidence, optimizer: str) -> Cutoffs:
 
 def learning(evidence: Evidence) -> bool:
     """Whether the error has fallen since the first sample, by the caller's losses or by the last layer's gradient."""
-    return evidence.residual < LEARNING or evidence.loss < LEARNING**2
+    return evidence.residual < LEARNING or evidence.loss < LEARNING
+
+
+def arrives(evidence: Evidence) -> bool:
+    """Whether there is no need to ask for more: it learns, or the gradient reaches the first layer."""
+    return learning(evidence) or evidence.signal > REACHES
 
 
 def _no_gradient(evidence: Evidence, _: str) -> str | None:
@@ -85,6 +90,11 @@ def _no_gradient(evidence: Evidence, _: str) -> str | None:
 
 def _nonfinite(evidence: Evidence, _: str) -> str | None:
     return f"NaN or infinity stands in {evidence.nonfinite}" if evidence.nonfinite else None
+
+
+def _all_but_one_frozen(evidence: Evidence, _: str) -> str | None:
+    """Where only the last layer trains, there is no way down to judge."""
+    return _frozen(evidence, _) if evidence.layers == 1 else None
 
 
 def _blind(evidence: Evidence, _: str) -> str | None:
@@ -100,45 +110,49 @@ def _blind(evidence: Evidence, _: str) -> str | None:
 def _exploding(evidence: Evidence, optimizer: str) -> str | None:
     if learning(evidence) or not evidence.signal > EXPLODING[optimizer]:
         return None
-    return f"the first layer's gradient is {_times(evidence.signal)} times the last one's, and the error has not fallen"
+    return f"the first layer's gradient is {_times(evidence.signal)} times the last one's, {_fallen(evidence)}"
 
 
 def _dead(evidence: Evidence, _: str) -> str | None:
     if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or evidence.zeros == 1.0):
         return None  # elsewhere zeros have other reasons: a transformer that answers with one of its tokens, say
-    return f"{evidence.zeros:.0%} of a layer's output gradient is exactly zero, and the error has not fallen"
+    return f"{evidence.zeros:.0%} of a layer's output gradient is exactly zero, {_fallen(evidence)}"
 
 
 def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
-    if learning(evidence) or not getattr(evidence, lines.measure) < lines.vanishing - _margin(evidence):
+    if arrives(evidence) or not getattr(evidence, lines.measure) < lines.vanishing - _margin(evidence):
         return None
-    return f"{_weak(evidence)}; below {_line(lines, lines.vanishing)} hardly a network trains with {_NAMES[optimizer]}"
+    line = f"below {_times(lines.vanishing)} hardly a network trains with {_NAMES[optimizer]}"
+    return f"{_weak(evidence, lines.measure)}; {line}"
 
 
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
     value = getattr(evidence, lines.measure)
-    if learning(evidence) or value >= lines.slow:
+    if arrives(evidence) or value >= lines.slow:
         return None
     if math.isnan(value):
         return "the first layer's weight, or its gradient, is not there to be compared"
     if evidence.step == evidence.since > 0:
-        return f"{_weak(evidence)}, but the only sample is of step {evidence.step}: is the error falling?"
+        return (
+            f"{_weak(evidence, lines.measure)}, but the only sample is of step {evidence.step}: is the error falling?"
+        )
     if not evidence.chain:
-        return f"{_weak(evidence)}, but the lines were set on fully connected layers in a row, which these are not"
+        return f"{_weak(evidence, lines.measure)}, but only fully connected layers in a row were calibrated"
     return None
 
 
 def _slow(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
-    if learning(evidence) or not getattr(evidence, lines.measure) < lines.slow:
+    if arrives(evidence) or not getattr(evidence, lines.measure) < lines.slow:
         return None
-    return f"{_weak(evidence)}; with {_NAMES[optimizer]} some such networks train, slowly, and some do not"
+    line = f"between {_times(lines.vanishing)} and {_times(lines.slow)} networks train slowly with {_NAMES[optimizer]}"
+    return f"{_weak(evidence, lines.measure)}; {line}, and some do not"
 
 
 def _frozen(evidence: Evidence, _: str) -> str | None:
-    return f"{_names(evidence.frozen)} do not train; the others are healthy" if evidence.frozen else None
+    return f"not trained: {_names(evidence.frozen)}; nothing is wrong with the others" if evidence.frozen else None
 
 
 def _healthy(evidence: Evidence, _: str) -> str | None:
@@ -148,6 +162,7 @@ def _healthy(evidence: Evidence, _: str) -> str | None:
 RULES: Sequence[tuple[str, Rule]] = (
     ("no gradient", _no_gradient),
     ("non-finite", _nonfinite),
+    ("frozen", _all_but_one_frozen),
     ("cannot tell", _blind),
     ("exploding", _exploding),
     ("dead", _dead),
@@ -164,30 +179,37 @@ VERDICTS = tuple(dict.fromkeys(verdict for verdict, _ in RULES))
 _NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
 
 
+def _fallen(evidence: Evidence) -> str:
+    return "and the error has not fallen" if evidence.step > evidence.since else "before the first step"
+
+
 def _margin(evidence: Evidence) -> float:
     sure = evidence.chain and not evidence.step == evidence.since > 0
     return 0.0 if sure else _MARGIN
 
 
-def _weak(evidence: Evidence) -> str:
-    """The two measures in words."""
-    return (
-        f"of the gradient at {evidence.last} {_times(evidence.signal)} is left at {evidence.first}"
-        f" (and per unit of error it asks {evidence.first}'s weight to change by {_times(evidence.drive)} of itself)"
-    )
+def _weak(evidence: Evidence, measure: str) -> str:
+    """The gradient's way in words, ending with the measure that is compared."""
+    words = {
+        "drive": f"per unit of error it asks the first weight to change by {_times(evidence.drive)} of itself",
+        "lost": f"{_times(evidence.lost)} at the start without what small weights take off",
+    }
+    way = f"of the gradient at {evidence.last} {_times(evidence.signal)} is left at {evidence.first}"
+    return f"{way}, {words[measure]}"
 
 
-def _line(lines: Cutoffs, value: float) -> str:
-    return f"{_times(value)} of {'the latter' if lines.measure == 'drive' else 'the former'}"
+def two_digits(value: float) -> str:
+    """A number as short as two digits of it can be.
+
+    >>> two_digits(3.24e-4), two_digits(251.3), two_digits(0.0)
+    ('0.00032', '250', '0')
+    """
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def _times(log: float) -> str:
-    """A factor from its logarithm, two digits.
-
-    >>> _times(-3.5), _times(2), _times(-math.inf)
-    ('0.00032', '100', '0')
-    """
-    return f"{10**log:.2g}" if log > -300 else "0"
+    """A factor, from its logarithm."""
+    return two_digits(10**log)
 
 
 def _names(labels: Sequence[str]) -> str:
