@@ -67,11 +67,13 @@ def _add_train(commands: Any) -> None:
     what.add_argument("--act", help="activation: sigmoid, tanh, relu (default), leaky_relu, elu, selu, gelu, silu, ...")
     what.add_argument("--init", help="initializer: uniform, normal, xavier, glorot, he, lecun, orthogonal, torch")
     what.add_argument("--hidden", type=_widths, help="widths of the hidden layers, 512,256,128")
+    _add_dials(what)
     how = train.add_argument_group("how")
     how.add_argument("--optimizer", help="sgd, rmsprop, adam, adamw")
     how.add_argument("--lr", type=float, help="learning rate")
     how.add_argument("--momentum", type=float, help="of sgd")
     how.add_argument("--weight-decay", type=float, help="on weights, not on biases")
+    how.add_argument("--clip", type=float, help="largest norm of the gradient; a larger one is scaled down to it")
     how.add_argument("--batch", type=int, help="samples per step")
     how.add_argument("--epochs", type=int, help="passes over the training part")
     how.add_argument("--seed", type=int, help="of weights and order of samples (default 0)")
@@ -83,6 +85,15 @@ def _add_train(commands: Any) -> None:
     look.add_argument(
         "--data-dir", help="folder with the files of mnist, fashion-mnist or cifar10; else they are downloaded"
     )
+
+
+def _add_dials(what: Any) -> None:
+    what.add_argument("--norm", help="normalise each hidden layer before its activation: batch, layer")
+    what.add_argument(
+        "--residual", action="store_const", const=True, help="add its input to each hidden layer as wide as that"
+    )
+    what.add_argument("--gain", type=float, help="multiplies every weight at the start (default: 1)")
+    what.add_argument("--bias", type=float, help="what every bias starts at (default: 0)")
 
 
 def _add_predict(commands: Any) -> None:
@@ -130,8 +141,9 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 _FLAGS = {
-    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "optimizer": "OPT", "lr": "LR",
-    "momentum": "MOMENTUM", "weight_decay": "WD", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
+    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "norm": "NORM", "residual": "RESIDUAL",
+    "gain": "GAIN", "bias": "BIAS", "optimizer": "OPT", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WD",
+    "clip": "CLIP", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
     "every": "EVERY", "name": "NAME", "runs": "RUNS", "data_dir": "DATA_DIR",
 }  # fmt: skip
 """Option of `vgrad train` -> variable of `make train`."""
@@ -215,10 +227,17 @@ class _Display:
 
 def _summary(config: Any) -> str:
     widths = "-".join(str(width) for width in config.hidden) or "none"
-    return (
-        f"{config.data}, hidden layers {widths}, {config.act}, {config.init} weights, "
-        f"{config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} epochs, seed {config.seed}"
-    )
+    dials = {
+        f"{config.norm} norm": config.norm, "residual": config.residual, f"gain {config.gain:g}": config.gain != 1,
+        f"biases {config.bias:g}": config.bias, f"gradient clipped to {config.clip}": config.clip,
+    }  # fmt: skip
+    parts = [
+        config.data, f"hidden layers {widths}", config.act, f"{config.init} weights",
+        *(words for words, turned in dials.items() if turned),
+        f"{config.optimizer} lr {config.lr:g}", f"batch {config.batch}", f"{config.epochs} epochs",
+        f"seed {config.seed}",
+    ]  # fmt: skip
+    return ", ".join(parts)
 
 
 def _print_result(result: Any, console: Any) -> None:
@@ -254,6 +273,9 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
     defaults = {"data": "digits", "runs": "runs"}
     for option, value in options.items():
         if value is None or value == defaults.get(option):
+            continue
+        if value is True:
+            words.append(f"{_FLAGS[option]}=1" if words[0] == "make" else f"--{option}")
             continue
         text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
