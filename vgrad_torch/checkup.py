@@ -1,0 +1,339 @@
+"""preflight(): one batch before training, and what it says about the gradient; the model is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from vgrad_torch.activations import ACTIVATIONS
+from vgrad_torch.choices import UsageError
+from vgrad_torch.diagnosis import Diagnosis, LayerState, diagnose, table
+from vgrad_torch.hooks import Layers, select
+from vgrad_torch.records import Snapshot
+from vgrad_torch.sample import Sample
+from vgrad_torch.theory import Prediction, predict
+from vgrad_torch.units import LayerUnits, Units
+from vgrad_torch.untouched import untouched
+from vgrad_torch.verdicts import family, judge
+from vgrad_torch.waterfall import Waterfall, waterfall
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What one batch showed; `str()` is a table of the layers and two paragraphs.
+
+    Attributes:
+        diagnosis: the verdict with its evidence, who is to blame and what to do next.
+        snapshot: every layer's statistics, as `watch` would take them at step 0.
+        predicted: what theory expects of weights of this RMS and inputs of this size; None where the model is no
+            nn.Sequential of Linear layers with one and the same known activation between them.
+        units: dead and saturated units of each call of a layer.
+        spread: ||x - mean of x over the batch|| / ||x|| of the last layer's input; near 0 all samples look alike to it.
+        loss: of the batch.
+        steps: for SGD about how many steps until it learns, 20 / (S * lr / (1 - momentum)), where S is the norm of the
+            first layer's output gradient over the last one's: measured within a factor of 8. None for others, and
+            without an optimizer.
+        otherwise: the verdict for Adam, where none was given and SGD was assumed; else None.
+    """
+
+    diagnosis: Diagnosis
+    snapshot: Snapshot
+    predicted: Prediction | None
+    units: tuple[LayerUnits, ...]
+    spread: float
+    loss: float
+    steps: float | None
+    otherwise: str | None
+
+    @property
+    def verdict(self) -> str:
+        """One of `verdicts.VERDICTS`."""
+        return self.diagnosis.verdict
+
+    @property
+    def waterfall(self) -> Waterfall | None:
+        """Every factor on the gradient's way from the last layer to the first."""
+        return waterfall(self.snapshot)
+
+    def __str__(self) -> str:
+        words = [self.diagnosis.paragraph(), " ".join(_remarks(self))]
+        return "\n".join([*_table(self), *("\n" + textwrap.fill(text, 100) for text in words if text)])
+
+
+def preflight(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: tuple[Any, Any],
+    optimizer: Optimizer | None = None,
+    *,
+    layers: Layers = nn.Linear,
+) -> Preflight:
+    """Say before training whether a gradient will reach the first layer, from one forward and backward pass.
+
+    The model runs in the modes it is in; afterwards it, the optimizer, the batch and all random states are as before.
+
+    Args:
+        model: any module.
+        loss_fn: called with the model's output and the batch's target; returns one number.
+        batch: input and target. The model is called with the input; with each of its entries if it is a tuple, by
+            their names if it is a dict.
+        optimizer: what you will train with. A copy of it takes one step on copies of its parameters, for the update
+            ratios. Left out, the verdict is that for SGD.
+        layers: which layers to look at, see `watch`.
+
+    Raises:
+        UsageError: the batch is no pair, the loss no number, nothing requires a gradient, or the optimizer's step needs
+            a closure. Whatever the model raises is passed on.
+
+    >>> from vgrad_torch.mlp import build_mlp
+    >>> model = build_mlp([4, *[32] * 20, 3], "sigmoid", "glorot", generator=torch.Generator().manual_seed(0))
+    >>> x, y = torch.linspace(-1, 1, 32).reshape(8, 4), torch.arange(8) % 3
+    >>> preflight(model, nn.functional.cross_entropy, (x, y)).verdict
+    'vanishing'
+    """
+    snapshot, units, loss = measure(model, loss_fn, batch, optimizer, layers=layers)
+    name = "SGD" if optimizer is None else type(optimizer).__name__
+    diagnosis = diagnose([snapshot], optimizer=name)
+    return Preflight(
+        diagnosis, snapshot, _predicted(model, batch[0]), units.found(), units.spread, loss,
+        steps=_plateau(diagnosis, optimizer),
+        otherwise=judge(diagnosis.evidence, "Adam").verdict if optimizer is None else None,
+    )  # fmt: skip
+
+
+def measure(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: tuple[Any, Any],
+    optimizer: Optimizer | None = None,
+    *,
+    layers: Layers = nn.Linear,
+) -> tuple[Snapshot, Units, float]:
+    """Snapshot, units and loss of one forward and backward pass that leaves no trace; arguments as `preflight`'s."""
+    watched = select(model, layers)
+    _check(model, batch)
+    x, y = _copied(batch[0]), _copied(batch[1])
+    sample, units = Sample(watched, histograms=False), Units(model, watched)
+    with untouched(model), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
+        try:
+            sample.attach()
+            units.attach()
+            loss = _number(loss_fn(called(model, x), y))
+            loss.backward(inputs=[p for p in model.parameters() if p.requires_grad])
+            _step(sample, optimizer)
+        finally:
+            sample.detach()
+            units.detach()
+        return sample.snapshot(0), units, float(loss.detach())
+
+
+def called(model: nn.Module, x: Any) -> Any:
+    """The model's output for an input: a tuple is its arguments, a dict its arguments by name."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def _check(model: nn.Module, batch: Any) -> None:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise UsageError("batch must be a pair of input and target, (x, y)")
+    parameters = list(model.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        raise UsageError("the model has lazy layers without weights; call it once with a batch before")
+    if not any(p.requires_grad for p in parameters):
+        raise UsageError("no parameter of the model requires a gradient, so there is none to look at")
+
+
+def _copied(x: Any) -> Any:
+    """The same with copies of its tensors: a model that works in place on its input does not touch the batch."""
+    if isinstance(x, Tensor):
+        return x.detach().clone().requires_grad_(x.requires_grad)
+    if isinstance(x, Mapping):
+        return {key: _copied(value) for key, value in x.items()}
+    return type(x)(map(_copied, x)) if type(x) in (tuple, list) else x
+
+
+def _number(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"loss_fn must return a tensor of one number, the mean loss of the batch, not {what}")
+    if not loss.requires_grad:
+        raise UsageError("the loss does not depend on any parameter that requires a gradient; look for detach()")
+    return loss.reshape(())
+
+
+def _uncompiled() -> Any:
+    """What torch.compile made runs without its graphs, in which no hook is called."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _step(sample: Sample, optimizer: Optimizer | None) -> None:
+    """Read the parameters; and what a copy of the optimizer does to copies of them."""
+    if optimizer is None:
+        sample.read_parameters(trained=())
+        return
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    sample.read_parameters(trained={id(p) for p in own})
+    twin = copy.deepcopy(optimizer)
+    stepped = [p for group in twin.param_groups for p in group["params"]]
+    for parameter, after in zip(own, stepped, strict=True):
+        after.grad = None if parameter.grad is None else parameter.grad.clone()
+    try:
+        twin.step()
+    except TypeError as error:
+        name = type(optimizer).__name__
+        raise UsageError(f"preflight cannot take a step with {name} ({error}); leave the optimizer out") from error
+    places = {id(parameter): after for parameter, after in zip(own, stepped, strict=True)}
+    sample.read_update(lambda weight: places[id(weight)])
+
+
+def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
+    """A plateau of SGD lasts about 20 / (lr S) steps; with momentum lr / (1 - momentum) is the rate that counts."""
+    signal = diagnosis.evidence.signal
+    if optimizer is None or family(diagnosis.optimizer) != "sgd" or not signal > -math.inf:
+        return None
+    group = optimizer.param_groups[0]
+    rate = float(group["lr"]) / (1 - group.get("momentum", 0.0))
+    return 20 / (rate * 10.0**signal) if 0 < rate < math.inf else None
+
+
+def _predicted(model: nn.Module, x: Any) -> Prediction | None:
+    """Biases count by their mean: random ones around zero are as good as zero where the gradient is concerned."""
+    activation = activation_of(model)
+    if activation is None or not isinstance(x, Tensor) or not x.isfinite().all():
+        return None
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = [float(layer.weight.detach().double().square().mean().sqrt()) for layer in linears]
+    biases = [layer.bias.detach().double().flatten().cpu() for layer in linears if layer.bias is not None]
+    bias = float(torch.cat(biases).mean()) if biases else 0.0
+    if not all(0 < rms < math.inf for rms in weights) or not math.isfinite(bias):
+        return None
+    squares = x.detach().double().flatten(1).square().mean(1).cpu().numpy()
+    widths = [linears[0].in_features, *(layer.out_features for layer in linears)]
+    try:
+        return predict(widths, activation, weights, bias=bias, batch=len(x), mean_square=squares)
+    except UsageError:  # a signal beyond what a double holds, or too many outputs
+        return None
+
+
+def activation_of(model: nn.Module) -> str | None:
+    """Name of the activation of a plain MLP: an nn.Sequential of Linear, activation, Linear, ..., Linear.
+
+    A Flatten may come first. None for any other model, for several activations, and for a single layer.
+    """
+    children = list(model) if isinstance(model, nn.Sequential) else []
+    if children and isinstance(children[0], nn.Flatten):
+        children = children[1:]
+    linears, between = children[::2], children[1::2]
+    if len(children) < 3 or len(children) % 2 == 0 or not all(type(m) is nn.Linear for m in linears):
+        return None
+    if any(a.out_features != b.in_features for a, b in pairwise(linears)):
+        return None
+    names = {_name(activation) for activation in between}
+    return names.pop() if len(names) == 1 else None
+
+
+def _name(module: nn.Module) -> str | None:
+    """The key in `ACTIVATIONS` of a module that does what its entry does."""
+    settings = module.extra_repr().replace("inplace=True", "").rstrip(", ")
+    for name, make in ACTIVATIONS.items():
+        if type(module) is type(make()) and settings == make().extra_repr():
+            return name
+    return None
+
+
+_HEAD = ("layer", "size", "gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
+         "update ratio", "state")  # fmt: skip
+
+
+def _table(found: Preflight) -> Iterator[str]:
+    """Without the columns in which nothing stands."""
+    expected = _expected(found)
+    units = {unit.label: unit for unit in found.units}
+    rows = [_cells(layer, units.get(layer.label), expected.get(layer.label)) for layer in found.diagnosis.layers]
+    kept = [any(cells) for cells in zip_longest(*rows)]
+    return table(_filled(_HEAD, kept), [_filled(row, kept) for row in rows])
+
+
+def _filled(row: tuple[str, ...], kept: list[bool]) -> list[str]:
+    return [cell for cell, keep in zip(row, kept, strict=True) if keep]
+
+
+def _expected(found: Preflight) -> dict[str, float]:
+    """The norms of the output gradients over the last one's, by label."""
+    if found.predicted is None or len(found.predicted.layers) != len(found.snapshot.layers):
+        return {}
+    last = found.predicted.layers[-1].output_gradient_norm
+    pairs = zip(found.snapshot.layers, found.predicted.layers, strict=True)
+    return {layer.label: predicted.output_gradient_norm / last for layer, predicted in pairs} if last else {}
+
+
+def _cells(layer: LayerState, units: LayerUnits | None, expected: float | None) -> tuple[str, ...]:
+    dead, saturated = (units.dead, units.saturated) if units else (None, None)
+    return (
+        layer.label, layer.size, _digits(layer.gradient), _digits(expected), _digits(layer.weight_gain),
+        _digits(layer.activation_gain), _percent(dead), _percent(saturated), _digits(layer.update_ratio), layer.word,
+    )  # fmt: skip
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _remarks(found: Preflight) -> Iterator[str]:
+    if found.otherwise is not None:
+        yield f"Judged for SGD, as no optimizer was given; for Adam the verdict is: {found.otherwise}."
+    if found.predicted is not None and found.diagnosis.evidence.signal > -math.inf:
+        yield (
+            f"Weights of this size were expected to leave {found.predicted.norm_ratio:.2g} at the first layer (one net "
+            f"in three is off by more than a factor of {10**found.predicted.scatter:.2g})."
+        )
+    yield from _unit_remarks(found)
+    if found.spread < _COLLAPSED:
+        yield (
+            f"To the last layer all samples look alike: they differ by {found.spread:.1%} of its input, so what it can "
+            "learn first is how frequent the classes are."
+        )
+    if found.steps is not None and not found.diagnosis.evidence.nonfinite:
+        yield f"At this learning rate it learns after some {max(found.steps, 1):.1g} steps, within a factor of 8."
+
+
+_COLLAPSED = 0.05
+_MANY_UNITS = 0.5
+
+
+def _unit_remarks(found: Preflight) -> Iterator[str]:
+    hidden = found.units[:-1]
+    dead = [unit.label for unit in hidden if (unit.dead or 0) > _MANY_UNITS]
+    if dead:
+        yield f"More than half of the units are dead, zero for every sample of this batch, in {_list(dead)}."
+    saturated = [unit.label for unit in hidden if (unit.saturated or 0) > _MANY_UNITS]
+    if saturated:
+        yield f"More than half of the activations are saturated behind {_list(saturated)}."
+
+
+def _list(labels: list[str]) -> str:
+    """All, or the first and how many more.
+
+    >>> _list(["fc1", "fc2"]), _list(["fc1", "fc2", "fc3", "fc4"])
+    ('fc1, fc2', 'fc1 and 3 more')
+    """
+    return ", ".join(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
