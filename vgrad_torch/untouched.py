@@ -24,7 +24,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
     attributes = [_Attributes(module) for module in model.modules()]
     try:
-        with _random_states():
+        with random_states():
             for parameter in parameters:
                 parameter.grad = None
             yield
@@ -66,7 +66,7 @@ def _fill(container: Any, content: Iterable[Any]) -> None:
 
 
 @contextmanager
-def _random_states() -> Iterator[None]:
+def random_states() -> Iterator[None]:
     """Those of Python, NumPy, torch's CPU and, where it is in use, CUDA."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
