@@ -1,7 +1,7 @@
-"""Does what_if's first advice help? Networks of the calibration's grid that fail, trained again with it; about 20 minutes.
+"""Does what_if's first advice help? Networks of the calibration's grid that fail, trained again with it.
 
 `python tests/cures.py` prints a row for each. A network fails, or trains, as in the calibration: at all, or at any, of
-the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps.
+the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. That takes about twenty minutes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import calibration_grid as grid
@@ -17,17 +17,17 @@ import torch
 from calibration_grid import Configuration
 from ensemble import Ensemble
 from torch import Tensor, nn
-from torch.optim import RMSprop
+from torch.optim import Optimizer
 
 from vgrad_torch.mlp import build_mlp
 from vgrad_torch.training import LossFunction, evaluate, loss_function
 from vgrad_torch.whatif import WhatIf, apply, what_if
 
 ILL = ("vanishing", "exploding", "dead")
-OPTIMIZERS = {
+OPTIMIZERS: Mapping[str, Callable[[Iterator[nn.Parameter], float], Optimizer]] = {
     "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
-    "rmsprop": lambda parameters, rate: RMSprop(parameters, lr=rate),
+    "rmsprop": lambda parameters, rate: torch.optim.RMSprop(parameters, lr=rate),
 }
 """As the ensemble's."""
 

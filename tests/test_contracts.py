@@ -10,17 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices"},
+    {"checksum", "choices", "untouched"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
     {"theory"},
-    {"mlp", "writer", "sample", "distributed", "waterfall", "cutoffs"},
+    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs"},
     {"evidence"},
     {"verdicts"},
     {"advice"},
     {"diagnosis"},
-    {"monitor"},
+    {"monitor", "checkup"},
+    {"mends"},
+    {"whatif"},
     {"training"},
     {"terminal"},
     {"cli"},

@@ -11,6 +11,7 @@ from torch import nn
 from vgrad_torch.activations import ACTIVATIONS
 from vgrad_torch.checkup import activation_of
 from vgrad_torch.criticality import critical_variances
+from vgrad_torch.initializers import INITIALIZERS
 
 KINDS = ("initializer", "activation", "activation and initializer", "norm", "residual")
 """Simplest first."""
@@ -18,35 +19,46 @@ KINDS = ("initializer", "activation", "activation and initializer", "norm", "res
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """A change of a model. `code` needs `model` and, for LSUV, the batch's input `x`, and may set `model` anew."""
+    """A change of a model. `code` needs `model` and, for LSUV, the batch's input `x`, and may set `model` anew.
+
+    `flags` are the options of `vgrad train` that do the same to a network of `build_mlp`, those to be left out with
+    None; None if none do.
+    """
 
     name: str
     kind: str
     code: str
+    flags: Mapping[str, str | bool | None] | None
 
 
 def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
     """All that can be done with a model as it is built; `x` is the input it is called with."""
     weights = _weights(model, x)
-    yield from (Mend(name, "initializer", _IMPORT + code) for name, code in weights.items())
+    yield from (Mend(name, "initializer", _IMPORT + code, _init(name)) for name, code in weights.items())
     present = sorted({type(m).__name__ for m in model.modules() if type(m) in _TYPES})
     for name, partner in (_PARTNERS if present else {}).items():
         if present != [_class(name)]:
             swapped = _IMPORT + _SWAP.format(old=_either(present), new=_class(name))
-            yield Mend(name, "activation", swapped)
-            yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner])
+            yield Mend(name, "activation", swapped, {"act": name})
+            flags = (both := _init(partner)) and {"act": name, **both}
+            yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner], flags)
     if isinstance(model, nn.Sequential) and sum(isinstance(m, nn.Linear) for m in model) > 1:
-        yield Mend("batch norm", "norm", _IMPORT + _NORM.format(norm="BatchNorm1d"))
-        yield Mend("layer norm", "norm", _IMPORT + _NORM.format(norm="LayerNorm"))
+        yield Mend("batch norm", "norm", _IMPORT + _NORM.format(norm="BatchNorm1d"), {"norm": "batch"})
+        yield Mend("layer norm", "norm", _IMPORT + _NORM.format(norm="LayerNorm"), {"norm": "layer"})
     if activation_of(model) and any(m.in_features == m.out_features for m in list(_linears(model))[:-1]):
-        yield Mend("residual", "residual", _IMPORT + _RESIDUAL)
-        yield Mend("residual and batch norm", "residual", _IMPORT + _NORM.format(norm="BatchNorm1d") + _RESIDUAL)
+        yield Mend("residual", "residual", _IMPORT + _RESIDUAL, {"residual": True})
+        both_ways = _IMPORT + _NORM.format(norm="BatchNorm1d") + _RESIDUAL
+        yield Mend("residual and batch norm", "residual", both_ways, {"residual": True, "norm": "batch"})
+
+
+def _init(name: str) -> dict[str, str | bool | None] | None:
+    return {"init": name, "gain": None, "bias": None} if name in INITIALIZERS else None
 
 
 def _weights(model: nn.Module, x: Any) -> Mapping[str, str]:
     """Initializers by name."""
     present = sorted({type(m).__name__ for m in model.modules() if type(m) in _WEIGHTED})
-    names = {"he": "kaiming_normal_", "glorot": "xavier_normal_", "orthogonal": "orthogonal_"}
+    names = {"he": "kaiming_normal_", "glorot": "xavier_uniform_", "orthogonal": "orthogonal_"}
     loop = _EACH.format(kinds=_either(present))
     found = {name: f"{loop}        nn.init.{function}(layer.weight)\n{_NO_BIAS}" for name, function in names.items()}
     name = activation_of(model)

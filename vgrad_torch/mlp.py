@@ -108,9 +108,7 @@ def _draw(model: nn.Module, initialize: Initializer, gain: float, generator: tor
             layer.weight.mul_(gain)
 
 
-def _check_dials(
-    hidden: Sequence[tuple[int, int]], bias: bool, bias_value: float, gain: float, residual: bool
-) -> None:
+def _check_dials(hidden: Sequence[tuple[int, int]], bias: bool, bias_value: float, gain: float, residual: bool) -> None:
     if not math.isfinite(bias_value) or (bias_value and not bias):
         raise UsageError(f"bias_value must be a finite number, and 0 where bias is False, not {bias_value}")
     if not (math.isfinite(gain) and gain > 0):

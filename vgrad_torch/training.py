@@ -328,13 +328,8 @@ def run(
         UsageError: the config asks for what cannot be had.
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
     """
-    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
-    generator = torch.Generator().manual_seed(config.seed)
-    widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
-    model = _built(widths, config, generator)
-    optimizer = make_optimizer(model, config)
-    loss_fn = loss_function(data.classes)
-    steps, training_batches = feeding(config, data, generator)
+    setup = set_up(config, say)
+    data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
     folder = new_folder(config)
     keras = config.data == "circles"
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
@@ -350,10 +345,33 @@ def run(
 
         train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs, clip=config.clip,
-            training_batches=training_batches,
+            training_batches=setup.batches,
             on_epoch=record,
         )  # fmt: skip
     return Result(config, folder, model, monitor, epochs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """What a run begins with: nothing is trained, nothing written."""
+
+    data: Dataset
+    model: nn.Sequential
+    loss_fn: LossFunction
+    optimizer: Optimizer
+    steps: int
+    """Optimizer steps of an epoch."""
+    batches: Batches
+
+
+def set_up(config: TrainConfig, say: Progress = lambda line: None) -> Setup:
+    """Load the data, draw the weights, make the optimizer and the order of the samples."""
+    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
+    generator = torch.Generator().manual_seed(config.seed)
+    widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
+    model = _built(widths, config, generator)
+    optimizer = make_optimizer(model, config)
+    return Setup(data, model, loss_function(data.classes), optimizer, *feeding(config, data, generator))
 
 
 def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:

@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 
 from vgrad_torch.checkup import LossFunction, measure
 from vgrad_torch.choices import UsageError
+from vgrad_torch.cutoffs import CUTOFFS
 from vgrad_torch.diagnosis import Diagnosis, diagnose, table
 from vgrad_torch.hooks import Layers
 from vgrad_torch.mends import KINDS, Mend, mends
 from vgrad_torch.untouched import random_states
-from vgrad_torch.verdicts import ALARMS
+from vgrad_torch.verdicts import ALARMS, judge
 
 _MENDABLE = ("vanishing", "exploding", "dead", "slow", "non-finite")
 
@@ -72,7 +73,8 @@ def what_if(
     """Try other weights, activations, normalisation and residual connections on copies of a model that is ill.
 
     The verdict is from one batch before training, as that of `preflight`, whose arguments these are. New weights are
-    drawn from a fixed seed. The ranking prefers a healthy network, then the simpler change. Nothing is changed; the
+    drawn from a fixed seed. The ranking prefers a network that is healthy whatever the optimizer, then one that is so
+    with this one, and among these the simpler change. Nothing is changed; the
     best one's code is for you to copy. A healthy network is left in peace.
 
     Raises:
@@ -121,15 +123,18 @@ def _tried(
             return Trial(mend, None, f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
-_HOPELESS = 3
+_HOPELESS = 4
 
 
 def _grade(trial: Trial) -> int:
+    """0 is healthy whatever the optimizer, 1 with this one."""
     if trial.diagnosis is None:
         return _HOPELESS + 1
     if trial.verdict in ALARMS:
         return _HOPELESS
-    return {"healthy": 0, "slow": 1}.get(trial.verdict, 2)
+    if trial.verdict == "healthy":
+        return int(any(judge(trial.diagnosis.evidence, name).verdict != "healthy" for name in CUTOFFS))
+    return 2 if trial.verdict == "slow" else 3
 
 
 def _rank(trial: Trial) -> tuple[float, ...]:
