@@ -1,7 +1,8 @@
 """Does what_if's first advice help? Networks of the calibration's grid that fail, trained again with it.
 
 `python tests/cures.py` prints a row for each. A network fails, or trains, as in the calibration: at all, or at any, of
-the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. That takes about twenty minutes.
+the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. That takes about
+twenty minutes.
 """
 
 from __future__ import annotations

@@ -307,16 +307,18 @@ def _remarks(found: Preflight) -> Iterator[str]:
             f"in three is off by more than a factor of {10**found.predicted.scatter:.2g})."
         )
     yield from _unit_remarks(found)
-    if found.spread < _COLLAPSED:
+    if found.spread < COLLAPSED:
         yield (
-            f"To the last layer all samples look alike: they differ by {found.spread:.1%} of its input, so what it can "
+            f"To the last layer all samples look alike: they differ by {found.spread:.1g} of its input, so what it can "
             "learn first is how frequent the classes are."
         )
     if found.steps is not None and not found.diagnosis.evidence.nonfinite:
-        yield f"At this learning rate it learns after some {max(found.steps, 1):.1g} steps, within a factor of 8."
+        steps = float(f"{max(found.steps, 1):.1g}")
+        yield f"At this learning rate it learns after some {steps:,.0f} steps, within a factor of 8."
 
 
-_COLLAPSED = 0.05
+COLLAPSED = 0.05
+"""A spread below which samples look alike to the last layer."""
 _MANY_UNITS = 0.5
 
 

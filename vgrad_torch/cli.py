@@ -1,4 +1,4 @@
-"""The command line: vgrad train, preflight, predict, board. The only place that prints; heavy imports wait inside the commands."""
+"""The command line: vgrad train, preflight, predict, board. All printing is here; commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _verdicts(text: str) -> tuple[str, ...]:
     found = tuple(word.strip().replace("-", " ").replace("non finite", "non-finite") for word in text.split(","))
     for word in found:
         if word not in VERDICTS:
-            raise UsageError(f"--fail-on knows no verdict {word!r}. Choose from: {', '.join(VERDICTS)}")
+            raise argparse.ArgumentTypeError(f"unknown verdict {word!r}. Choose from: {', '.join(VERDICTS)}")
     return found
 
 

@@ -23,7 +23,10 @@ class Residual(nn.Sequential):
 
     def forward(self, x: Any) -> Tensor:
         """The sum."""
-        total: Tensor = x + super().forward(x)
+        out = x
+        for module in self:
+            out = module(out)
+        total: Tensor = x + out
         return total
 
 

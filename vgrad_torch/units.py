@@ -85,7 +85,8 @@ class Units:
 
 def _by_unit(layer: nn.Module, tensor: Tensor) -> Tensor:
     """The entries as [samples and places, units]; a convolution's units are its channels."""
-    kernel = len(layer.weight.shape) - 2 if isinstance(getattr(layer, "weight", None), Tensor) else 0
+    weight = getattr(layer, "weight", None)
+    kernel = weight.dim() - 2 if isinstance(weight, Tensor) else 0
     units = tensor.movedim(-1 - kernel, -1) if 0 < kernel < tensor.dim() else tensor
     return units.reshape(-1, units.shape[-1])
 

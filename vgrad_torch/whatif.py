@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vgrad_torch.checkup import LossFunction, measure
+from vgrad_torch.checkup import COLLAPSED, LossFunction, measure
 from vgrad_torch.choices import UsageError
 from vgrad_torch.cutoffs import CUTOFFS
 from vgrad_torch.diagnosis import Diagnosis, diagnose, table
@@ -26,10 +27,11 @@ _MENDABLE = ("vanishing", "exploding", "dead", "slow", "non-finite")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A mend, and the verdict on the network that has it; `error` says why there is none."""
+    """A mend, and the verdict on the network that has it; `error` says why there is none. `spread` as `Preflight`'s."""
 
     mend: Mend
     diagnosis: Diagnosis | None
+    spread: float
     error: str = ""
 
     @property
@@ -40,7 +42,7 @@ class Trial:
     @property
     def signal(self) -> float:
         """S: norm of the first layer's output gradient over the last one's; NaN where there is none."""
-        return 10.0**self.diagnosis.evidence.signal if self.diagnosis else float("nan")
+        return 10.0**self.diagnosis.evidence.signal if self.diagnosis else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class WhatIf:
     """What was tried, best first; nothing where the network is not ill. `str()` is a table and the best one's code."""
 
     before: Diagnosis
+    spread: float
     trials: tuple[Trial, ...]
 
     @property
@@ -58,7 +61,8 @@ class WhatIf:
     def __str__(self) -> str:
         if not self.trials:
             return textwrap.fill(f"Nothing to mend: {self.before.because}.", 100)
-        rows = [_row("as it is", self.before), *(_row(t.mend.name, t.diagnosis, t.verdict) for t in self.trials)]
+        before = _row("as it is", self.before, self.spread, self.before.verdict)
+        rows = [before, *(_row(t.mend.name, t.diagnosis, t.spread, t.verdict) for t in self.trials)]
         return "\n".join([*table(_HEAD, rows), "", *_advice(self)])
 
 
@@ -73,9 +77,9 @@ def what_if(
     """Try other weights, activations, normalisation and residual connections on copies of a model that is ill.
 
     The verdict is from one batch before training, as that of `preflight`, whose arguments these are. New weights are
-    drawn from a fixed seed. The ranking prefers a network that is healthy whatever the optimizer, then one that is so
-    with this one, and among these the simpler change. Nothing is changed; the
-    best one's code is for you to copy. A healthy network is left in peace.
+    drawn from a fixed seed. The ranking prefers a network that is healthy whatever the optimizer and whose last layer
+    can tell the samples apart, then one that is healthy with this optimizer, and among these the simpler change.
+    Nothing is changed; the best one's code is for you to copy. A healthy network is left in peace.
 
     Raises:
         UsageError: as `preflight`; or the model cannot be copied.
@@ -88,11 +92,11 @@ def what_if(
     ('vanishing', 'initializer')
     """
     name = "SGD" if optimizer is None else type(optimizer).__name__
-    before = _judged(model, loss_fn, batch, name, layers)
+    before, spread = _judged(model, loss_fn, batch, name, layers)
     if before.verdict not in _MENDABLE:
-        return WhatIf(before, ())
+        return WhatIf(before, spread, ())
     trials = [_tried(mend, model, loss_fn, batch, name, layers) for mend in mends(model, batch[0])]
-    return WhatIf(before, tuple(sorted(trials, key=_rank)))
+    return WhatIf(before, spread, tuple(sorted(trials, key=_rank)))
 
 
 def apply(mend: Mend, model: nn.Module, x: Any) -> nn.Module:
@@ -104,8 +108,11 @@ def apply(mend: Mend, model: nn.Module, x: Any) -> nn.Module:
     return mended
 
 
-def _judged(model: nn.Module, loss_fn: LossFunction, batch: tuple[Any, Any], name: str, layers: Layers) -> Diagnosis:
-    return diagnose([measure(model, loss_fn, batch, layers=layers)[0]], optimizer=name)
+def _judged(
+    model: nn.Module, loss_fn: LossFunction, batch: tuple[Any, Any], name: str, layers: Layers
+) -> tuple[Diagnosis, float]:
+    snapshot, units, _ = measure(model, loss_fn, batch, layers=layers)
+    return diagnose([snapshot], optimizer=name), units.spread
 
 
 def _tried(
@@ -118,46 +125,49 @@ def _tried(
     with random_states():
         torch.manual_seed(0)
         try:
-            return Trial(mend, _judged(apply(mend, twin, x), loss_fn, batch, name, layers))
+            return Trial(mend, *_judged(apply(mend, twin, x), loss_fn, batch, name, layers))
         except Exception as error:  # the user's model may not bear every change, which is shown
-            return Trial(mend, None, f"{type(error).__name__}: {error}".partition("\n")[0])
+            return Trial(mend, None, math.nan, f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 _HOPELESS = 4
 
 
 def _grade(trial: Trial) -> int:
-    """0 is healthy whatever the optimizer, 1 with this one."""
+    """0 is healthy whatever the optimizer and not collapsed, 1 with this one."""
     if trial.diagnosis is None:
         return _HOPELESS + 1
     if trial.verdict in ALARMS:
         return _HOPELESS
     if trial.verdict == "healthy":
-        return int(any(judge(trial.diagnosis.evidence, name).verdict != "healthy" for name in CUTOFFS))
+        others = (judge(trial.diagnosis.evidence, name).verdict for name in CUTOFFS)
+        return int(trial.spread < COLLAPSED or any(verdict != "healthy" for verdict in others))
     return 2 if trial.verdict == "slow" else 3
 
 
 def _rank(trial: Trial) -> tuple[float, ...]:
-    """Of equals the one whose gradient keeps its size best."""
+    """Of equals one that needs no batch, then the one whose gradient keeps its size best."""
     distance = abs(trial.diagnosis.evidence.signal) if trial.diagnosis else 0.0
     kind = KINDS.index(trial.mend.kind)
     grade = _grade(trial)
-    return (grade, distance, kind) if grade == _HOPELESS else (grade, kind, distance)
+    return (grade, distance) if grade == _HOPELESS else (grade, kind, "lsuv" in trial.mend.name, distance)
 
 
-_HEAD = ("change", "gradient", "asked", "verdict")
+_HEAD = ("change", "gradient", "asked", "spread", "verdict")
 
 
-def _row(name: str, found: Diagnosis | None, verdict: str = "") -> tuple[str, ...]:
+def _row(name: str, found: Diagnosis | None, spread: float, verdict: str) -> tuple[str, ...]:
     if found is None:
-        return name, "", "", verdict
-    return name, *(f"{10.0**value:.2g}" for value in (found.evidence.signal, found.evidence.drive)), found.verdict
+        return name, "", "", "", verdict
+    numbers = (10.0**found.evidence.signal, 10.0**found.evidence.drive, spread)
+    return name, *(f"{number:.2g}" for number in numbers), verdict
 
 
 def _advice(found: WhatIf) -> Iterator[str]:
     yield textwrap.fill(
         "gradient: its norm at the first layer over that at the last. asked: what an error of one at each output asks "
-        f"the first weight to change by, relative to it. The verdict is for {found.before.optimizer}.", 100,
+        "the first weight to change by, relative to it. spread: by how much of itself the last layer's input differs "
+        f"between samples. The verdict is for {found.before.optimizer}.", 100,
     )  # fmt: skip
     if found.before.verdict == "exploding":
         yield ""
