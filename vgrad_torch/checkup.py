@@ -126,9 +126,9 @@ def measure(
     """Snapshot, units and loss of one forward and backward pass that leaves no trace; arguments as `preflight`'s."""
     watched = select(model, layers)
     _check(model, batch)
-    x, y = _copied(batch[0]), _copied(batch[1])
     sample, units = Sample(watched, histograms=False), Units(model, watched)
-    with untouched(model), torch.inference_mode(False), torch.enable_grad(), _uncompiled():
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
+        x, y = _copied(batch[0]), _copied(batch[1])
         try:
             sample.attach()
             units.attach()
