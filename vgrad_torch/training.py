@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.data import Dataset, Progress, batches, load
 from vgrad_torch.diagnosis import first_nonfinite
-from vgrad_torch.mlp import build_mlp
+from vgrad_torch.mlp import NORMS, build_mlp
 from vgrad_torch.monitor import Monitor, watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import LayerSnapshot, Snapshot
@@ -89,6 +89,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(RECIPES, self.data, "data set")
         choose(OPTIMIZERS, self.optimizer, "optimizer")
+        if self.norm is not None:
+            choose(NORMS, self.norm, "norm")
         limits = {"batch": (1, _MANY), "epochs": (1, _MANY), "every": (1, _MANY), "seed": (0, 2**63 - 1)}
         for field, (least, most) in limits.items():
             value = getattr(self, field)
