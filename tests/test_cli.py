@@ -189,7 +189,8 @@ from torch import nn
 def make():
     torch.manual_seed(0)
     layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
-    return nn.Sequential(*layers, nn.Linear(8, 3)), nn.functional.cross_entropy, (torch.randn(16, 8), torch.arange(16) % 3)
+    batch = torch.randn(16, 8), torch.arange(16) % 3
+    return nn.Sequential(*layers, nn.Linear(8, 3)), nn.functional.cross_entropy, batch
 
 def with_adam():
     model, loss_fn, batch = make()
@@ -282,8 +283,8 @@ def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(
         (["mine.broken:make"], "importing mine.broken raised ModuleNotFoundError: No module named 'nothing_like_it'"),
         (["mine.wrong:make"], "importing mine.wrong raised SyntaxError: "),
         (["mine.model:mak"], "the module mine.model has no function 'mak'; did you mean 'make'?"),
-        (["mine.model:wrong"], "mine.model:wrong must return a model, a loss function, a batch (x, y) and, if you like, "
-         "an optimizer; it returned Sequential"),
+        (["mine.model:wrong"], "mine.model:wrong must return a model, a loss function, a batch (x, y) and, if "
+         "you like, an optimizer; it returned Sequential"),
         (["mine.model:no_batch"], "it returned Sequential, function, Tensor"),
         (["mine.model:raises"], "mine.model:raises raised KeyError: 'no data'"),
         (["mine.model:misfit"], "the model or loss function of mine.model:misfit raised RuntimeError: mat1 and mat2"),

@@ -16,9 +16,10 @@ from helpers import assert_matches, chain_oracle, hook_count
 from torch import Tensor, nn
 
 from vgrad_torch.activations import ACTIVATIONS
-from vgrad_torch.checkup import Preflight, activation_of, preflight
+from vgrad_torch.checkup import Preflight, preflight
 from vgrad_torch.choices import UsageError
 from vgrad_torch.mlp import build_mlp
+from vgrad_torch.plain_mlp import activation_of
 
 cross_entropy = nn.functional.cross_entropy
 

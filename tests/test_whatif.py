@@ -15,11 +15,11 @@ import torch
 from helpers import hook_count
 from torch import Tensor, nn
 
-from vgrad_torch.checkup import measure
 from vgrad_torch.evidence import norm
 from vgrad_torch.hooks import Layers
 from vgrad_torch.mends import mends
 from vgrad_torch.mlp import build_mlp
+from vgrad_torch.one_pass import measure
 from vgrad_torch.verdicts import ALARMS
 from vgrad_torch.whatif import WhatIf, apply, what_if
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import nn
 from torch.optim import Optimizer
 
-from vgrad_torch.activations import ACTIVATIONS
-from vgrad_torch.choices import UsageError
 from vgrad_torch.diagnosis import Diagnosis, LayerState, diagnose, table
-from vgrad_torch.hooks import Layers, select
+from vgrad_torch.hooks import Layers
+from vgrad_torch.one_pass import LossFunction, measure
+from vgrad_torch.plain_mlp import expected
 from vgrad_torch.records import Snapshot
-from vgrad_torch.sample import Sample
-from vgrad_torch.theory import Prediction, predict
-from vgrad_torch.units import LayerUnits, Units
-from vgrad_torch.untouched import untouched
+from vgrad_torch.theory import Prediction
+from vgrad_torch.units import LayerUnits
 from vgrad_torch.verdicts import family, judge
 from vgrad_torch.waterfall import Waterfall, waterfall
-
-LossFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,96 +100,10 @@ def preflight(
     name = "SGD" if optimizer is None else type(optimizer).__name__
     diagnosis = diagnose([snapshot], optimizer=name)
     return Preflight(
-        diagnosis, snapshot, _predicted(model, batch[0]), units.found(), units.spread, loss,
+        diagnosis, snapshot, expected(model, batch[0]), units.found(), units.spread, loss,
         steps=_plateau(diagnosis, optimizer),
         otherwise=judge(diagnosis.evidence, "Adam").verdict if optimizer is None else None,
     )  # fmt: skip
-
-
-def measure(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batch: tuple[Any, Any],
-    optimizer: Optimizer | None = None,
-    *,
-    layers: Layers = nn.Linear,
-) -> tuple[Snapshot, Units, float]:
-    """Snapshot, units and loss of one forward and backward pass that leaves no trace; arguments as `preflight`'s."""
-    watched = select(model, layers)
-    _check(model, batch)
-    sample, units = Sample(watched, histograms=False), Units(model, watched)
-    with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
-        x, y = _copied(batch[0]), _copied(batch[1])
-        try:
-            sample.attach()
-            units.attach()
-            loss = _number(loss_fn(called(model, x), y))
-            loss.backward(inputs=[p for p in model.parameters() if p.requires_grad])
-            _step(sample, optimizer)
-        finally:
-            sample.detach()
-            units.detach()
-        return sample.snapshot(0), units, float(loss.detach())
-
-
-def called(model: nn.Module, x: Any) -> Any:
-    """The model's output for an input: a tuple is its arguments, a dict its arguments by name."""
-    if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
-
-
-def _check(model: nn.Module, batch: Any) -> None:
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise UsageError("batch must be a pair of input and target, (x, y)")
-    parameters = list(model.parameters())
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
-        raise UsageError("the model has lazy layers without weights; call it once with a batch before")
-    if not any(p.requires_grad for p in parameters):
-        raise UsageError("no parameter of the model requires a gradient, so there is none to look at")
-
-
-def _copied(x: Any) -> Any:
-    """The same with copies of its tensors: a model that works in place on its input does not touch the batch."""
-    if isinstance(x, Tensor):
-        return x.detach().clone().requires_grad_(x.requires_grad)
-    if isinstance(x, Mapping):
-        return {key: _copied(value) for key, value in x.items()}
-    return type(x)(map(_copied, x)) if type(x) in (tuple, list) else x
-
-
-def _number(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"loss_fn must return a tensor of one number, the mean loss of the batch, not {what}")
-    if not loss.requires_grad:
-        raise UsageError("the loss does not depend on any parameter that requires a gradient; look for detach()")
-    return loss.reshape(())
-
-
-def _uncompiled() -> Any:
-    """What torch.compile made runs without its graphs, in which no hook is called."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-def _step(sample: Sample, optimizer: Optimizer | None) -> None:
-    """Read the parameters; and what a copy of the optimizer does to copies of them."""
-    if optimizer is None:
-        sample.read_parameters(trained=())
-        return
-    own = [p for group in optimizer.param_groups for p in group["params"]]
-    sample.read_parameters(trained={id(p) for p in own})
-    twin = copy.deepcopy(optimizer)
-    stepped = [p for group in twin.param_groups for p in group["params"]]
-    for parameter, after in zip(own, stepped, strict=True):
-        after.grad = None if parameter.grad is None else parameter.grad.clone()
-    try:
-        twin.step()
-    except TypeError as error:
-        name = type(optimizer).__name__
-        raise UsageError(f"preflight cannot take a step with {name} ({error}); leave the optimizer out") from error
-    places = {id(parameter): after for parameter, after in zip(own, stepped, strict=True)}
-    sample.read_update(lambda weight: places[id(weight)])
 
 
 def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
@@ -209,51 +114,6 @@ def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
     group = optimizer.param_groups[0]
     rate = float(group["lr"]) / (1 - group.get("momentum", 0.0))
     return 20 / (rate * 10.0**signal) if 0 < rate < math.inf else None
-
-
-def _predicted(model: nn.Module, x: Any) -> Prediction | None:
-    """Biases count by their mean: random ones around zero are as good as zero where the gradient is concerned."""
-    activation = activation_of(model)
-    if activation is None or not isinstance(x, Tensor) or not x.isfinite().all():
-        return None
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    weights = [float(layer.weight.detach().double().square().mean().sqrt()) for layer in linears]
-    biases = [layer.bias.detach().double().flatten().cpu() for layer in linears if layer.bias is not None]
-    bias = float(torch.cat(biases).mean()) if biases else 0.0
-    if not all(0 < rms < math.inf for rms in weights) or not math.isfinite(bias):
-        return None
-    squares = x.detach().double().flatten(1).square().mean(1).cpu().numpy()
-    widths = [linears[0].in_features, *(layer.out_features for layer in linears)]
-    try:
-        return predict(widths, activation, weights, bias=bias, batch=len(x), mean_square=squares)
-    except UsageError:  # a signal beyond what a double holds, or too many outputs
-        return None
-
-
-def activation_of(model: nn.Module) -> str | None:
-    """Name of the activation of a plain MLP: an nn.Sequential of Linear, activation, Linear, ..., Linear.
-
-    A Flatten may come first. None for any other model, for several activations, and for a single layer.
-    """
-    children = list(model) if isinstance(model, nn.Sequential) else []
-    if children and isinstance(children[0], nn.Flatten):
-        children = children[1:]
-    linears, between = children[::2], children[1::2]
-    if len(children) < 3 or len(children) % 2 == 0 or not all(type(m) is nn.Linear for m in linears):
-        return None
-    if any(a.out_features != b.in_features for a, b in pairwise(linears)):
-        return None
-    names = {_name(activation) for activation in between}
-    return names.pop() if len(names) == 1 else None
-
-
-def _name(module: nn.Module) -> str | None:
-    """The key in `ACTIVATIONS` of a module that does what its entry does."""
-    settings = module.extra_repr().replace("inplace=True", "").rstrip(", ")
-    for name, make in ACTIVATIONS.items():
-        if type(module) is type(make()) and settings == make().extra_repr():
-            return name
-    return None
 
 
 _HEAD = ("layer", "size", "gradient", "expected", "weight gain", "activation gain", "dead", "saturated",

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from vgrad_torch.activations import ACTIVATIONS
-from vgrad_torch.checkup import activation_of
 from vgrad_torch.criticality import critical_variances
 from vgrad_torch.initializers import INITIALIZERS
+from vgrad_torch.plain_mlp import activation_of
 
 KINDS = ("initializer", "activation", "activation and initializer", "norm", "residual")
 """Simplest first."""

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vgrad_torch.checkup import COLLAPSED, LossFunction, measure
+from vgrad_torch.checkup import COLLAPSED
 from vgrad_torch.choices import UsageError
 from vgrad_torch.cutoffs import CUTOFFS
 from vgrad_torch.diagnosis import Diagnosis, diagnose, table
 from vgrad_torch.hooks import Layers
 from vgrad_torch.mends import KINDS, Mend, mends
+from vgrad_torch.one_pass import LossFunction, measure
 from vgrad_torch.untouched import random_states
 from vgrad_torch.verdicts import ALARMS, judge
 
