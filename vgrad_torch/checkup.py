@@ -36,8 +36,9 @@ class Preflight:
         spread: ||x - mean of x over the batch|| / ||x|| of the last layer's input; near 0 all samples look alike to it.
         loss: of the batch.
         steps: for SGD about how many steps until it learns, 20 / (S * lr / (1 - momentum)), where S is the norm of the
-            first layer's output gradient over the last one's: measured within a factor of 8. None for others, and
-            without an optimizer.
+            first layer's output gradient over the last one's. 18 networks of the calibration's grid took 0.03 to 7
+            times as many, 16 of them 0.1 to 7 times. None for others, without an optimizer, and where the gradient
+            explodes or is cut off.
         otherwise: the verdict for Adam, where none was given and SGD was assumed; else None.
     """
 
@@ -106,10 +107,15 @@ def preflight(
     )  # fmt: skip
 
 
+_LEARNS = ("healthy", "slow", "vanishing", "cannot tell", "frozen")
+
+
 def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
     """A plateau of SGD lasts about 20 / (lr S) steps; with momentum lr / (1 - momentum) is the rate that counts."""
     signal = diagnosis.evidence.signal
-    if optimizer is None or family(diagnosis.optimizer) != "sgd" or not signal > -math.inf:
+    if optimizer is None or family(diagnosis.optimizer) != "sgd" or diagnosis.verdict not in _LEARNS:
+        return None
+    if not signal > -math.inf:
         return None
     group = optimizer.param_groups[0]
     rate = float(group["lr"]) / (1 - group.get("momentum", 0.0))
@@ -172,9 +178,9 @@ def _remarks(found: Preflight) -> Iterator[str]:
             f"To the last layer all samples look alike: they differ by {found.spread:.1g} of its input, so what it can "
             "learn first is how frequent the classes are."
         )
-    if found.steps is not None and not found.diagnosis.evidence.nonfinite:
+    if found.steps is not None:
         steps = float(f"{max(found.steps, 1):.1g}")
-        yield f"At this learning rate it learns after some {steps:,.0f} steps, within a factor of 8."
+        yield f"At this learning rate expect it to learn after some {steps:,.0f} steps, give or take a factor of ten."
 
 
 COLLAPSED = 0.05

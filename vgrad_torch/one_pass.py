@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from vgrad_torch.choices import UsageError
-from vgrad_torch.hooks import Layers, select
+from vgrad_torch.hooks import Layers, remove_all, select
 from vgrad_torch.records import Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.units import Units
@@ -37,6 +37,7 @@ def measure(
     sample, units = Sample(watched, histograms=False), Units(model, watched)
     with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
         x, y = _copied(batch[0]), _copied(batch[1])
+        remove_all(model)  # a monitor's, which `untouched` puts back
         try:
             sample.attach()
             units.attach()
