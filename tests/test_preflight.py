@@ -378,7 +378,7 @@ def test_a_monitor_that_watches_meanwhile_does_not_see_it(place: str) -> None:
         model = mlp([4, 8, 3])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         other = (2 * data[0], data[1])
-        with watch(model, optimizer, every=1) as monitor:
+        with watch(model, optimizer, every=1, histograms=False) as monitor:
             for _ in range(2):
                 optimizer.zero_grad()
                 for now in ("before the pass", "between", "after"):
