@@ -168,7 +168,8 @@ def _advice(found: WhatIf) -> Iterator[str]:
     yield textwrap.fill(
         "gradient: its norm at the first layer over that at the last. asked: what an error of one at each output asks "
         "the first weight to change by, relative to it. spread: by how much of itself the last layer's input differs "
-        f"between samples. The verdict is for {found.before.optimizer}.", 100,
+        f"between samples. The verdict is for {found.before.optimizer}; first come those that are healthy with other "
+        "optimizers too and tell samples apart, the simpler ones before the others.", 100,
     )  # fmt: skip
     if found.before.verdict == "exploding":
         yield ""
