@@ -33,7 +33,7 @@ class Mend:
 
 def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
     """All that can be done with a model as it is built; `x` is the input it is called with."""
-    weights = _weights(model, x)
+    plain, weights = activation_of(model) is not None, _weights(model, x)
     yield from (Mend(name, "initializer", _IMPORT + code, _init(name)) for name, code in weights.items())
     present = sorted({type(m).__name__ for m in model.modules() if type(m) in _TYPES})
     for name, partner in (_PARTNERS if present else {}).items():
@@ -43,9 +43,9 @@ def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
             flags = (both := _init(partner)) and {"act": name, **both}
             yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner], flags)
     if isinstance(model, nn.Sequential) and sum(isinstance(m, nn.Linear) for m in model) > 1:
-        yield Mend("batch norm", "norm", _IMPORT + _NORM.format(norm="BatchNorm1d"), {"norm": "batch"})
-        yield Mend("layer norm", "norm", _IMPORT + _NORM.format(norm="LayerNorm"), {"norm": "layer"})
-    if activation_of(model) and any(m.in_features == m.out_features for m in list(_linears(model))[:-1]):
+        for name, norm in {"batch": "BatchNorm1d", "layer": "LayerNorm"}.items():
+            yield Mend(f"{name} norm", "norm", _IMPORT + _NORM.format(norm=norm), {"norm": name} if plain else None)
+    if plain and any(m.in_features == m.out_features for m in list(_linears(model))[:-1]):
         yield Mend("residual", "residual", _IMPORT + _RESIDUAL, {"residual": True})
         both_ways = _IMPORT + _NORM.format(norm="BatchNorm1d") + _RESIDUAL
         yield Mend("residual and batch norm", "residual", both_ways, {"residual": True, "norm": "batch"})
