@@ -91,6 +91,7 @@ def preflight(
         UsageError: the batch is no pair, the loss no number, nothing requires a gradient, or the optimizer's step needs
             a closure. Whatever the model raises is passed on.
 
+    >>> import torch
     >>> from vgrad_torch.mlp import build_mlp
     >>> model = build_mlp([4, *[32] * 20, 3], "sigmoid", "glorot", generator=torch.Generator().manual_seed(0))
     >>> x, y = torch.linspace(-1, 1, 32).reshape(8, 4), torch.arange(8) % 3
