@@ -132,17 +132,19 @@ def _tried(
 
 
 _HOPELESS = 4
+_LARGEST = 10.0  # tanh on weights of N(0, 1) has 29 where it fails
 
 
 def _grade(trial: Trial) -> int:
-    """0 is healthy whatever the optimizer and not collapsed, 1 with this one."""
+    """0 is healthy whatever the optimizer, by a decade from exploding, and not collapsed; 1 is healthy with this one."""
     if trial.diagnosis is None:
         return _HOPELESS + 1
     if trial.verdict in ALARMS:
         return _HOPELESS
     if trial.verdict == "healthy":
         others = (judge(trial.diagnosis.evidence, name).verdict for name in CUTOFFS)
-        return int(trial.spread < COLLAPSED or any(verdict != "healthy" for verdict in others))
+        safe = trial.spread >= COLLAPSED and trial.signal <= _LARGEST
+        return int(not safe or any(verdict != "healthy" for verdict in others))
     return 2 if trial.verdict == "slow" else 3
 
 
