@@ -229,3 +229,20 @@ def test_a_net_that_fails_trains_with_the_first_advice(name: str, optimizer: str
     assert advice.before.verdict in cures.ILL
     assert cures.trains(net, net.model, rates=net.rates[:1], steps=800) is None
     assert cures.trains(net, cures.mended(net, advice), rates=net.rates[:2], steps=800) is not None
+
+
+def test_a_batch_of_one_sample_has_no_spread_and_is_judged_without() -> None:
+    x, y = batch(64)
+    found = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, (x[:1], y[:1]))
+    assert found.best is not None
+    assert math.isnan(found.best.spread)
+    assert found.best.verdict == "healthy"
+
+
+def test_a_gradient_that_grows_more_than_tenfold_is_not_the_first_advice() -> None:
+    net = cures.net(next(c for c in grid.configurations() if c.name == "digits_sigmoid_normal_14_8"), "sgd")
+    found = net.advice()
+    tanh = next(trial for trial in found.trials if trial.mend.name == "tanh")
+    assert tanh.signal > 10
+    assert found.best is not None
+    assert found.best.signal < 10
