@@ -5,17 +5,20 @@ BIN := .venv/bin
 
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
-VARIABLES := DATA ACT INIT HIDDEN OPT LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
+VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
-FLAGS = $(call flag,DATA,data) $(call flag,ACT,act) $(call flag,INIT,init) $(call flag,HIDDEN,hidden) \
+NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
+	$(call flag,HIDDEN,hidden) $(call flag,NORM,norm) $(call flag,GAIN,gain) $(call flag,BIAS,bias) \
+	$(if $(filter-out 0 no off,$(and $(filter RESIDUAL,$(GIVEN)),$(RESIDUAL))),--residual) \
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
-	$(call flag,BATCH,batch) $(call flag,EPOCHS,epochs) $(call flag,SEED,seed) $(call flag,EVERY,every) \
-	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,DATA_DIR,data-dir)
+	$(call flag,BATCH,batch) $(call flag,SEED,seed)
+FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
+	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train board test check calibrate format clean
+.PHONY: help install train preflight board test check calibrate format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -24,6 +27,7 @@ help: ## this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATA=digits|circles|mnist|fashion-mnist|cifar10   ACT=sigmoid|tanh|relu|...   INIT=uniform|xavier|he|..."
+	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR"
 	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
@@ -32,6 +36,9 @@ install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
+
+preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values
+	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)
 
 board: .venv/installed ## TensorBoard on localhost over runs/ (PORT=6006)
 	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(if $(PORT),--port "$(PORT)")

@@ -178,3 +178,149 @@ def test_what_to_type_next_repeats_what_was_given(
     printed = capsys.readouterr().out
     assert expected in printed
     assert f"'{runs}'" in printed
+
+
+# --- preflight ------------------------------------------------------------------------------------------------------
+
+MODEL = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
+    batch = torch.randn(16, 8), torch.arange(16) % 3
+    return nn.Sequential(*layers, nn.Linear(8, 3)), nn.functional.cross_entropy, batch
+
+def with_adam():
+    model, loss_fn, batch = make()
+    return model, loss_fn, batch, torch.optim.Adam(model.parameters())
+
+def wrong():
+    return make()[0]
+
+def no_batch():
+    return (*make()[:2], torch.zeros(3))
+
+def raises():
+    raise KeyError("no data")
+
+def misfit():
+    return (*make()[:2], (torch.randn(16, 9), torch.zeros(16)))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current one, with a package of a user's own."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "mine" / "model.py").write_text(MODEL)
+    (tmp_path / "mine" / "broken.py").write_text("import nothing_like_it\n")
+    (tmp_path / "mine" / "wrong.py").write_text("def make(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+def words(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_preflight_of_a_recipe_and_what_could_mend_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", "--act", "sigmoid", "--gain", "0.5", "--what-if"]) == 0
+    printed = words(capsys)
+    assert printed.startswith("layer size gradient expected weight gain activation gain dead saturated update ratio")
+    assert "vanishing: of the gradient at fc7" in printed
+    assert "What if change gradient asked spread verdict as it is" in printed
+    command = re.search(r"Or: (vgrad train .*)$", printed)
+    assert command is not None
+    assert "--gain" not in command[1]
+    assert main(["preflight", *command[1].split()[2:]]) == 0
+    assert "healthy: the gradient reaches the first layer" in words(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--act", "sigmoid", "--fail-on", "dead"], 0),
+        (["--act", "sigmoid", "--fail-on", "vanishing,exploding"], 3),
+        (["--act", "sigmoid", "--optimizer", "adam", "--norm", "batch", "--fail-on", "vanishing"], 0),
+        (["--data", "circles", "--bias", "-1", "--act", "relu", "--fail-on", "dead"], 3),
+        (["--init", "he", "--gain", "40", "--hidden", "64,64,64,64", "--fail-on", "exploding, non-finite"], 3),
+        (["--hidden", "8", "--fail-on", "no-gradient,non-finite"], 0),
+    ],
+)
+def test_fail_on_is_exit_code_3(arguments: list[str], code: int) -> None:
+    assert main(["preflight", *arguments]) == code
+
+
+def test_preflight_of_ones_own_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", "mine.model:make", "--what-if", "--fail-on", "vanishing"]) == 3
+    printed = words(capsys)
+    assert "Judged for SGD, as no optimizer was given" in printed
+    assert "setattr(parent, name, nn." in printed
+    assert "Or:" not in printed
+    assert main(["preflight", "mine.model:with_adam"]) == 0
+    assert "update ratio" in words(capsys)
+
+
+def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(folder: Path) -> None:
+    code = "import sys; sys.path = [p for p in sys.path if p]; from vgrad_torch.cli import main; sys.exit(main())"
+    arguments = ["preflight", "mine.model:make", "--fail-on", "vanishing"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine.model"], "'mine.model' is not of the form package.module:function"),
+        (["yours.model:make"], "there is no module yours.model, neither in this folder nor installed"),
+        (["mine.yours:make"], "there is no module mine.yours, neither in this folder nor installed"),
+        (["mine.broken:make"], "importing mine.broken raised ModuleNotFoundError: No module named 'nothing_like_it'"),
+        (["mine.wrong:make"], "importing mine.wrong raised SyntaxError: "),
+        (["mine.model:mak"], "the module mine.model has no function 'mak'; did you mean 'make'?"),
+        (["mine.model:wrong"], "mine.model:wrong must return a model, a loss function, a batch (x, y) and, if "
+         "you like, an optimizer; it returned Sequential"),
+        (["mine.model:no_batch"], "it returned Sequential, function, Tensor"),
+        (["mine.model:raises"], "mine.model:raises raised KeyError: 'no data'"),
+        (["mine.model:misfit"], "the model or loss function of mine.model:misfit raised RuntimeError: mat1 and mat2"),
+        (["mine.model:make", "--act", "relu"], "--act is for built-in networks; mine.model:make brings its own"),
+        (["--fail-on", "vanished"], "unknown verdict 'vanished'. Choose from: no gradient, non-finite, "),
+        (["--act", "tahn"], "did you mean 'tanh'?"),
+        (["--residual"], "residual needs a hidden layer as wide as the one before it"),
+    ],
+)  # fmt: skip
+def test_preflight_refuses_in_one_sentence(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preflight", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+def test_dials_reach_the_run_and_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dials = ["--hidden", "8,8", "--norm", "batch", "--residual", "--gain", "2", "--bias", "-0.5", "--clip", "1"]
+    assert main(["train", *dials, "--epochs", "1", "--runs", str(tmp_path)]) == 0
+    printed = words(capsys)
+    assert "uniform weights, batch norm, residual, gain 2, biases -0.5, gradient clipped to 1.0, sgd" in printed
+    assert "--norm batch --residual --gain 2.0 --bias -0.5" in printed
+    assert "digits-relu-uniform-batchnorm-residual-gain2-bias-0.5-clip1-s0" in [
+        path.name for path in tmp_path.iterdir()
+    ]
+
+
+def test_make_hands_every_dial_on() -> None:
+    makefile = Path(__file__).parent.parent / "Makefile"
+    given = ["NORM=batch", "RESIDUAL=1", "GAIN=2", "BIAS=-0.5", "CLIP=1"]
+    for target in ("train", "preflight"):
+        command = ["make", "-n", "-f", str(makefile), target, *given]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=makefile.parent).stdout
+        for flag in ["--residual", "--norm=", "--gain=", "--bias=", *(["--clip="] if target == "train" else [])]:
+            assert flag in shown
+        off = subprocess.run([*command, "RESIDUAL=0"], capture_output=True, text=True, check=True, cwd=makefile.parent)
+        assert "--residual" not in off.stdout

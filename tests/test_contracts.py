@@ -10,17 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices"},
+    {"checksum", "choices", "untouched"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
     {"theory"},
-    {"mlp", "writer", "sample", "distributed", "waterfall", "cutoffs"},
-    {"evidence"},
+    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs"},
+    {"evidence", "one_pass", "plain_mlp"},
     {"verdicts"},
     {"advice"},
     {"diagnosis"},
-    {"monitor"},
+    {"monitor", "checkup", "mends"},
+    {"whatif"},
     {"training"},
     {"terminal"},
     {"cli"},

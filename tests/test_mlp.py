@@ -199,3 +199,108 @@ def test_unknown_names_and_nothing_is_drawn(options: dict[str, str], message: st
         build_mlp([4, 2], **options)  # type: ignore[arg-type]  # mypy takes the dict for bias and generator too
     assert str(caught.value).startswith(message)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- dials ----------------------------------------------------------------------------------------------------------
+
+
+def test_dials_that_are_not_turned_change_nothing() -> None:
+    untouched = seeded(bias_value=0.0, gain=1.0, norm=None, residual=False)
+    assert_same_parameters(untouched, seeded())
+    assert str(untouched) == str(seeded())
+
+
+def test_gain_multiplies_every_weight_and_the_starting_bias_is_every_biass() -> None:
+    plain, turned = seeded(), seeded(gain=3.0, bias_value=-0.5)
+    for number in (1, 2, 3, 4):
+        weight = plain.get_parameter(f"fc{number}.weight")
+        assert torch.equal(turned.get_parameter(f"fc{number}.weight"), 3 * weight)
+        assert set(turned.get_parameter(f"fc{number}.bias").tolist()) == {-0.5}
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm1d), ("layer", nn.LayerNorm)])
+def test_a_norm_stands_between_each_hidden_layer_and_its_activation(norm: str, kind: type[nn.Module]) -> None:
+    model = seeded(norm=norm)
+    names = [f"{part}{number}" for number in (1, 2, 3) for part in ("fc", "norm", "act")]
+    assert [name for name, _ in model.named_children()] == [*names, "fc4"]
+    assert all(type(model.get_submodule(f"norm{number}")) is kind for number in (1, 2, 3))
+    x = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
+    z = model[:2](x).detach().double()
+    over = 0 if norm == "batch" else 1
+    np.testing.assert_allclose(z.mean(over), 0, atol=1e-6)
+    np.testing.assert_allclose(z.square().mean(over), 1, atol=1e-3)
+    assert_linears_equal(model, seeded())
+
+
+def assert_linears_equal(one: nn.Module, other: nn.Module) -> None:
+    mine, theirs = ([m.weight for m in net.modules() if isinstance(m, nn.Linear)] for net in (one, other))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_residual_adds_its_input_to_each_hidden_layer_as_wide() -> None:
+    model, plain = seeded(activation="tanh", residual=True), seeded(activation="tanh")
+    assert [name for name, _ in model.named_children()] == ["fc1", "act1", "block2", "block3", "fc4"]
+    assert [name for name, _ in model.get_submodule("block3").named_children()] == ["fc3", "act3"]
+    assert_linears_equal(model, plain)
+    x = np.linspace(-1, 1, 4 * 7).reshape(4, 7)
+    weights = [plain.get_parameter(f"fc{n}.weight").detach().double().numpy() for n in (1, 2, 3, 4)]
+    h = np.tanh(x @ weights[0].T)
+    for weight in weights[1:3]:
+        h = h + np.tanh(h @ weight.T)
+    y = model.double()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(y, h @ weights[3].T, rtol=1e-12)
+
+
+def test_residual_and_norm_go_together_and_the_first_layer_may_be_a_block() -> None:
+    model = build_mlp([5, 5, 4, 3], norm="layer", residual=True)
+    assert [name for name, _ in model.named_children()] == ["block1", "fc2", "norm2", "act2", "fc3"]
+    assert [name for name, _ in model.get_submodule("block1").named_children()] == ["fc1", "norm1", "act1"]
+
+
+@pytest.mark.parametrize(
+    ("widths", "options", "message"),
+    [
+        (WIDTHS, {"gain": 0.0}, "gain multiplies the weights and must be a positive number, not 0.0"),
+        (WIDTHS, {"gain": math.nan}, "gain multiplies the weights and must be a positive number, not nan"),
+        (WIDTHS, {"bias_value": math.inf}, "bias_value must be a finite number, and 0 where bias is False, not inf"),
+        (WIDTHS, {"bias": False, "bias_value": 1.0}, "bias_value must be a finite number, and 0 where bias is False"),
+        (WIDTHS, {"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'? Choose from: batch, layer"),
+        ([4, 8, 6, 3], {"residual": True}, "residual needs a hidden layer as wide as the one before it; the hidden"),
+        ([4, 4], {"residual": True}, "residual needs a hidden layer as wide as the one before it; the hidden widths"),
+    ],
+)
+def test_dials_that_make_no_sense(widths: list[int], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_mlp(widths, **options)
+    assert str(caught.value).startswith(message)
+
+
+def depth_factor(**options: Any) -> float:
+    """By what the norm of the gradient is multiplied per layer on its way back, geometric mean over 19 layers."""
+    model = build_mlp([64, *[100] * 20, 10], generator=torch.Generator().manual_seed(0), **options)
+    h, outputs = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _, __, z: outputs.append(z))
+    loss = nn.functional.cross_entropy(model(h), torch.arange(64) % 10)
+    first, last = (float(gradient.norm()) for gradient in torch.autograd.grad(loss, [outputs[0], outputs[19]]))
+    return math.exp(math.log(first / last) / 19)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({"activation": "tanh", "init": "torch"}, 0.577),  # sqrt(1/3), Glorot and Bengio 2010, equation 15
+        ({"activation": "tanh", "init": "torch", "gain": 3**0.5}, 0.917),  # vgrad_torch.theory
+        ({"activation": "tanh", "init": "lecun", "gain": 5 / 3}, 1.10),
+        ({"activation": "sigmoid", "init": "glorot"}, 0.236),
+        ({"activation": "sigmoid", "init": "glorot", "norm": "layer"}, 0.39),
+        ({"activation": "relu", "init": "he", "norm": "batch"}, 1.2),  # sqrt(pi / (pi - 1)), Yang et al. 2019
+    ],
+)
+def test_each_dial_does_to_the_gradient_what_theory_says(options: dict[str, Any], factor: float) -> None:
+    assert depth_factor(**options) == pytest.approx(factor, rel=0.05)
+
+
+def test_residual_connections_keep_the_gradient_of_sigmoids() -> None:
+    assert depth_factor(activation="sigmoid", init="glorot", residual=True) == pytest.approx(1, abs=0.1)

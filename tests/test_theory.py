@@ -502,3 +502,19 @@ def test_inputs_of_zero_and_dead_units_are_no_error() -> None:
 def test_what_makes_no_sense_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         predict(**{"widths": NARROW, **change})  # type: ignore[arg-type]  # the wrong types are the test
+
+
+def test_measured_deviations_stand_for_a_name() -> None:
+    widths = [20, 30, 30, 10]
+    named = predict(widths, "tanh", "he", gain=1.5)
+    given = predict(widths, "tanh", [1.5 * math.sqrt(2 / fan_in) for fan_in in widths[:-1]])
+    assert [layer.output_gradient_norm for layer in given.layers] == pytest.approx(
+        [layer.output_gradient_norm for layer in named.layers], rel=1e-12
+    )
+    assert given.init == "given"
+
+
+@pytest.mark.parametrize("init", [[0.1], [0.1, 0.0], [0.1, math.nan]])
+def test_deviations_that_make_no_sense_are_refused(init: list[float]) -> None:
+    with pytest.raises(UsageError, match="init must be a name or 2 positive numbers, one for each layer"):
+        predict([4, 8, 3], "relu", init)

@@ -187,3 +187,97 @@ def test_a_network_too_large_for_memory_is_refused(tmp_path: Path) -> None:
 def test_a_network_that_the_last_update_broke_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(training.NonFiniteError, match=r"at step 1: the first .* the output of fc\d"):
         training.run(short(tmp_path, lr=1e20, batch=1437, epochs=1))
+
+
+# --- dials ----------------------------------------------------------------------------------------------------------
+
+
+def ends(tmp_path: Path, data: str, **given: Any) -> float:
+    result = training.run(recipe(data, **{"runs": str(tmp_path), **given}))
+    return result.epochs[-1].train.accuracy
+
+
+EXPLODES: dict[str, Any] = {"hidden": (32,) * 8, "init": "he", "gain": 2.0, "optimizer": "sgd", "lr": 0.1,
+                            "momentum": 0.9, "epochs": 30}  # fmt: skip
+FADES: dict[str, Any] = {"act": "sigmoid", "hidden": (32,) * 10, "init": "glorot", "lr": 0.1, "epochs": 10}
+
+
+def test_an_exploding_net_breaks_and_clipping_cures_it(tmp_path: Path) -> None:
+    with pytest.raises(training.NonFiniteError):
+        ends(tmp_path, "circles", **EXPLODES)
+    assert ends(tmp_path, "circles", **EXPLODES, clip=1.0) > 0.95
+
+
+def test_biases_below_zero_kill_relus(tmp_path: Path) -> None:
+    calm = {**EXPLODES, "hidden": (32,) * 4, "gain": 1.0, "epochs": 20}
+    assert ends(tmp_path, "circles", **calm) > 0.95
+    assert ends(tmp_path, "circles", **calm, bias=-1.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("dials", "cured"), [({}, False), ({"norm": "layer"}, False), ({"norm": "batch"}, True), ({"residual": True}, True)]
+)
+def test_what_cures_deep_sigmoids(dials: dict[str, Any], cured: bool, tmp_path: Path) -> None:
+    accuracy = ends(tmp_path, "digits", **FADES, **dials)
+    assert accuracy > 0.9 if cured else accuracy < 0.2
+
+
+def test_the_gradient_that_the_optimizer_gets_is_clipped(tmp_path: Path) -> None:
+    def norms(**given: Any) -> list[float]:
+        history = training.run(short(tmp_path, gain=3.0, every=1, epochs=1, **given)).monitor.history
+        layers = [[layer.weight_gradient for layer in snapshot.layers] for snapshot in history]
+        return [math.sqrt(sum(g.count * g.rms**2 for g in gradients if g)) for gradients in layers]
+
+    assert max(norms(clip=0.1)) <= 0.1 * (1 + 1e-5)
+    assert max(norms()) > 1
+
+
+def test_dials_are_in_the_name_the_config_and_the_hyperparameters(tmp_path: Path) -> None:
+    config = short(tmp_path, hidden=(8, 8), norm="batch", residual=True, gain=2.0, bias=-0.5, clip=1.0, epochs=1)
+    assert config.name == "digits-relu-he-batchnorm-residual-gain2-bias-0.5-clip1-s0"
+    result = training.run(config)
+    written = json.loads((result.folder / "config.json").read_text())
+    expected = {"norm": "batch", "residual": True, "gain": 2.0, "bias": -0.5, "clip": 1.0}
+    assert {key: written[key] for key in expected} == expected
+    assert {key: training.hyperparameters(config)[key] for key in expected} == expected
+    plain = training.hyperparameters(short(tmp_path))
+    assert [plain[key] for key in expected] == ["none", False, 1.0, 0.0, 0.0]
+    assert "block2.fc2" in dict(result.model.named_modules())
+
+
+def test_a_first_layer_inside_a_block_is_found(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path, hidden=(64, 8), residual=True, epochs=1))
+    assert result.monitor.history[0].layers[0].label == "block1.fc1"
+
+
+def test_evaluation_uses_and_keeps_what_a_batch_norm_gathered() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
+    x, y = torch.randn(7, 2), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    whole = training.evaluate(model, x, y, nn.functional.cross_entropy)
+    parts = [training.evaluate(model, x[i : i + 1], y[i : i + 1], nn.functional.cross_entropy) for i in range(7)]
+    assert whole.loss == pytest.approx(sum(part.loss for part in parts) / 7, rel=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("data", "batch"), [("digits", 1), ("circles", 999)])
+def test_batch_norm_of_a_single_sample_is_refused(data: str, batch: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch norm needs two samples in every batch"):
+        training.run(recipe(data, runs=str(tmp_path), norm="batch", batch=batch))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gain": 0.0}, "gain must be a positive number, not 0.0"),
+        ({"clip": -1.0}, "clip must be a positive number, not -1.0"),
+        ({"clip": math.nan}, "clip must be a positive number, not nan"),
+        ({"bias": math.inf}, "bias must be a finite number, not inf"),
+        ({"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'"),
+    ],
+)
+def test_bad_dials_are_refused_in_a_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe("digits", **given)

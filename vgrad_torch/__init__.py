@@ -10,12 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vgrad_torch.checkup import preflight as preflight
     from vgrad_torch.mlp import build_mlp as build_mlp
     from vgrad_torch.monitor import Monitor as Monitor
     from vgrad_torch.monitor import watch as watch
     from vgrad_torch.records import History as History
     from vgrad_torch.records import Snapshot as Snapshot
     from vgrad_torch.theory import predict as predict
+    from vgrad_torch.whatif import what_if as what_if
 
 __version__ = "0.1.0"
 
@@ -26,9 +28,11 @@ _HOME = {
     "History": "records",
     "Snapshot": "records",
     "predict": "theory",
+    "preflight": "checkup",
+    "what_if": "whatif",
 }
 
-__all__ = ["History", "Monitor", "Snapshot", "build_mlp", "predict", "watch"]
+__all__ = ["History", "Monitor", "Snapshot", "build_mlp", "predict", "preflight", "watch", "what_if"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: vgrad train, predict, board. The only place that prints; heavy imports wait inside the commands."""
+"""The command line: vgrad train, preflight, predict, board. All printing is here; commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from vgrad_torch.choices import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 2 with one sentence on stderr if it cannot, 130 after Ctrl-C."""
+    """Run one command; 0 if it did its work, 2 with one sentence on stderr if it cannot, 130 after Ctrl-C.
+
+    3 if the verdict is among those of `--fail-on`.
+    """
     # Torch's idle threads spin; at OpenMP's default two runs side by side take 50 times longer. Read at torch's import.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     for stream in (sys.stdout, sys.stderr):
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgrad_torch {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
+    _add_preflight(commands)
     _add_predict(commands)
     _add_board(commands)
     return parser
@@ -60,29 +64,63 @@ def _add_train(commands: Any) -> None:
     about = "Train a deep MLP, watch every Linear layer, and log its gradients for TensorBoard."
     train = commands.add_parser("train", help="train a network and log its gradients", description=about)
     train.set_defaults(command=_train)
-    what = train.add_argument_group("what to train (left out: the data set's recipe)")
-    what.add_argument(
-        "--data", default="digits", help="digits (default, offline), circles, mnist, fashion-mnist, cifar10"
-    )
-    what.add_argument("--act", help="activation: sigmoid, tanh, relu (default), leaky_relu, elu, selu, gelu, silu, ...")
-    what.add_argument("--init", help="initializer: uniform, normal, xavier, glorot, he, lecun, orthogonal, torch")
-    what.add_argument("--hidden", type=_widths, help="widths of the hidden layers, 512,256,128")
-    how = train.add_argument_group("how")
-    how.add_argument("--optimizer", help="sgd, rmsprop, adam, adamw")
-    how.add_argument("--lr", type=float, help="learning rate")
-    how.add_argument("--momentum", type=float, help="of sgd")
-    how.add_argument("--weight-decay", type=float, help="on weights, not on biases")
-    how.add_argument("--batch", type=int, help="samples per step")
+    _add_network(train)
+    how = _add_optimizer(train)
+    how.add_argument("--clip", type=float, help="largest norm of the gradient; a larger one is scaled down to it")
     how.add_argument("--epochs", type=int, help="passes over the training part")
-    how.add_argument("--seed", type=int, help="of weights and order of samples (default 0)")
     look = train.add_argument_group("what to look at, and where to keep it")
     look.add_argument("--every", type=int, help="sample every n-th step (default: the first of each epoch)")
     look.add_argument("--monitor", metavar="PATTERN", help="print step, name and RMS of what matches, 'fc1.*gradient'")
     look.add_argument("--name", help="the run's folder (default: data-act-init-seed)")
     look.add_argument("--runs", help="folder of all runs (default: runs)")
-    look.add_argument(
+
+
+def _add_network(parser: Any) -> None:
+    what = parser.add_argument_group("the network (left out: the data set's recipe)")
+    what.add_argument("--data", help="digits (default, offline), circles, mnist, fashion-mnist, cifar10")
+    what.add_argument(
         "--data-dir", help="folder with the files of mnist, fashion-mnist or cifar10; else they are downloaded"
     )
+    what.add_argument("--act", help="activation: sigmoid, tanh, relu (default), leaky_relu, elu, selu, gelu, silu, ...")
+    what.add_argument("--init", help="initializer: uniform, normal, xavier, glorot, he, lecun, orthogonal, torch")
+    what.add_argument("--hidden", type=_widths, help="widths of the hidden layers, 512,256,128")
+    what.add_argument("--norm", help="normalise each hidden layer before its activation: batch, layer")
+    what.add_argument(
+        "--residual", action="store_const", const=True, help="add its input to each hidden layer as wide as that"
+    )
+    what.add_argument("--gain", type=float, help="multiplies every weight at the start (default: 1)")
+    what.add_argument("--bias", type=float, help="what every bias starts at (default: 0)")
+
+
+def _add_optimizer(parser: Any) -> Any:
+    how = parser.add_argument_group("how it is trained")
+    how.add_argument("--optimizer", help="sgd, rmsprop, adam, adamw")
+    how.add_argument("--lr", type=float, help="learning rate")
+    how.add_argument("--momentum", type=float, help="of sgd")
+    how.add_argument("--weight-decay", type=float, help="on weights, not on biases")
+    how.add_argument("--batch", type=int, help="samples per step")
+    how.add_argument("--seed", type=int, help="of weights and order of samples (default 0)")
+    return how
+
+
+def _add_preflight(commands: Any) -> None:
+    about = (
+        "Judge a network's gradient from one batch, before it is trained: a built-in one, or your own by the name of a "
+        "function that returns (model, loss function, (x, y)) and, if you like, an optimizer behind them."
+    )
+    preflight = commands.add_parser("preflight", help="judge a network from one batch, untrained", description=about)
+    preflight.set_defaults(command=_preflight)
+    preflight.add_argument("target", nargs="?", metavar="package.module:function", help="your own model")
+    preflight.add_argument("--what-if", action="store_true", help="try what could mend it, and show the best")
+    preflight.add_argument(
+        "--fail-on",
+        metavar="VERDICTS",
+        type=_verdicts,
+        default=(),
+        help="exit code 3 if it is one of vanishing,dead,...",
+    )
+    _add_network(preflight)
+    _add_optimizer(preflight)
 
 
 def _add_predict(commands: Any) -> None:
@@ -122,6 +160,16 @@ def _widths(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"widths are whole numbers like 512,256,128, not {text!r}") from None
 
 
+def _verdicts(text: str) -> tuple[str, ...]:
+    from vgrad_torch.verdicts import VERDICTS
+
+    found = tuple(word.strip().replace("-", " ").replace("non finite", "non-finite") for word in text.split(","))
+    for word in found:
+        if word not in VERDICTS:
+            raise argparse.ArgumentTypeError(f"unknown verdict {word!r}. Choose from: {', '.join(VERDICTS)}")
+    return found
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -130,8 +178,9 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 _FLAGS = {
-    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "optimizer": "OPT", "lr": "LR",
-    "momentum": "MOMENTUM", "weight_decay": "WD", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
+    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "norm": "NORM", "residual": "RESIDUAL",
+    "gain": "GAIN", "bias": "BIAS", "optimizer": "OPT", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WD",
+    "clip": "CLIP", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
     "every": "EVERY", "name": "NAME", "runs": "RUNS", "data_dir": "DATA_DIR",
 }  # fmt: skip
 """Option of `vgrad train` -> variable of `make train`."""
@@ -144,7 +193,7 @@ def _train(options: argparse.Namespace) -> int:
     from vgrad_torch import training
 
     given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
-    config = training.recipe(options.data, **given)
+    config = training.recipe(options.data or "digits", **given)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
     display = _Display(config, console, pattern)
     try:
@@ -215,10 +264,17 @@ class _Display:
 
 def _summary(config: Any) -> str:
     widths = "-".join(str(width) for width in config.hidden) or "none"
-    return (
-        f"{config.data}, hidden layers {widths}, {config.act}, {config.init} weights, "
-        f"{config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} epochs, seed {config.seed}"
-    )
+    dials = {
+        f"{config.norm} norm": config.norm, "residual": config.residual, f"gain {config.gain:g}": config.gain != 1,
+        f"biases {config.bias:g}": config.bias, f"gradient clipped to {config.clip}": config.clip,
+    }  # fmt: skip
+    parts = [
+        config.data, f"hidden layers {widths}", config.act, f"{config.init} weights",
+        *(words for words, turned in dials.items() if turned),
+        f"{config.optimizer} lr {config.lr:g}", f"batch {config.batch}", f"{config.epochs} epochs",
+        f"seed {config.seed}",
+    ]  # fmt: skip
+    return ", ".join(parts)
 
 
 def _print_result(result: Any, console: Any) -> None:
@@ -255,6 +311,9 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
     for option, value in options.items():
         if value is None or value == defaults.get(option):
             continue
+        if value is True:
+            words.append(f"{_FLAGS[option]}=1" if words[0] == "make" else f"--{option}")
+            continue
         text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
         words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
     return " ".join(words)
@@ -274,6 +333,45 @@ def _predict(options: argparse.Namespace) -> int:
     console.print(terminal.prediction_table(prediction, console))
     console.print(terminal.prediction_paragraph(prediction), markup=False)
     return 0
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    names = [name for name in _FLAGS if hasattr(options, name)]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.target is None:
+        found, tried = _preflight_recipe(options.what_if, given)
+    else:
+        found, tried = _preflight_entry(options.target, options.what_if, given)
+    print(found)
+    if tried is not None:
+        print(f"\nWhat if\n\n{tried}")
+    if tried is not None and options.target is None and tried.best is not None and tried.best.mend.flags is not None:
+        print(f"\nOr: {_command('train', {**given, **tried.best.mend.flags})}")
+    return 3 if found.verdict in options.fail_on else 0
+
+
+def _preflight_recipe(ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    from vgrad_torch import checkup, training, whatif
+
+    setup = training.set_up(training.recipe(**given), lambda line: print(line, file=sys.stderr))
+    parts = setup.model, setup.loss_fn, next(iter(setup.batches())), setup.optimizer
+    return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+
+
+def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    from vgrad_torch import checkup, whatif
+    from vgrad_torch.entry import entry, words
+
+    if given:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for built-in networks; {target} brings its own")
+    made = entry(target)
+    parts = made.model, made.loss_fn, made.batch, made.optimizer
+    try:
+        return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
 
 
 def _board(options: argparse.Namespace) -> int:

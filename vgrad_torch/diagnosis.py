@@ -84,10 +84,7 @@ class Diagnosis:
         return self.verdict in ALARMS
 
     def __str__(self) -> str:
-        rows = [_HEAD, *(_cells(layer) for layer in self.layers)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(_aligned, _HEAD, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, "", textwrap.fill(self.paragraph(), 100)])
+        return "\n".join([*table(_HEAD, map(_cells, self.layers)), "", textwrap.fill(self.paragraph(), 100)])
 
     def markdown(self) -> str:
         """The same for TensorBoard's text tab."""
@@ -169,13 +166,20 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
     return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
 
 
-_WORDS = ("layer", "size", "state")
+_WORDS = ("layer", "size", "state", "change", "verdict")
 _HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
 
 
 def _cells(layer: LayerState) -> tuple[str, ...]:
     numbers = (layer.gradient, layer.weight_gain, layer.activation_gain, layer.update_ratio)
     return (layer.label, layer.size, *("" if x is None else two_digits(x) for x in numbers), layer.word)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of aligned columns, words to the left and numbers to the right."""
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ("  ".join(map(_aligned, head, row, widths)).rstrip() for row in cells)
 
 
 def _aligned(head: str, cell: str, width: int) -> str:

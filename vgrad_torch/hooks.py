@@ -212,6 +212,14 @@ class _Hook:
         return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and loads without this package
 
 
+def remove_all(model: nn.Module) -> None:
+    """Remove the hooks that any `Hooks` set on the model's layers, so that nobody sees what passes."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
+                del hooks[key]
+
+
 class _Entry(NamedTuple):
     """A call that has begun: the number of the next node of the graph, and the edges that lead to its inputs."""
 

@@ -59,7 +59,7 @@ class Sample:
         self._closed = -1  # the last forward pass before the parameters were read
         self._left: dict[int, list[Tensor]] = {}  # RMS of the weight gradients that a backward pass found there
         self._parameters: Seen = {}
-        self._before: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._before: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._updates: dict[str, Tensor] = {}
         self._reached: set[hooks.Call] = set()
         self._hooks = hooks.Hooks(layers, self, input_gradients="input_gradient" in quantities)
@@ -150,12 +150,15 @@ class Sample:
             gradients = [w.grad if scale is None else _wide(w.grad) / scale for w in weights if w.grad is not None]
             entry["weight_gradient"] = [stats.reduce(g, histogram=self.histograms) for g in gradients]
 
-    def read_update(self) -> None:
-        """Measure what the optimizer's step changed; call it after the step."""
+    def read_update(self, stepped: Callable[[nn.Parameter], Tensor] = lambda weight: weight) -> None:
+        """Measure what the optimizer's step changed; call it after the step.
+
+        `stepped` gives the tensor that holds a weight's new values, where that is not the weight itself.
+        """
         start = time.perf_counter()
         with torch.no_grad():
             for name, before in self._before.items():
-                changes = [_wide(_probe(w)) - _wide(old) for w, old in before]
+                changes = [_wide(_probe(stepped(w))) - _wide(old) for w, old in before]
                 if changes:
                     self._updates[name] = stats.rms(changes[0] if len(changes) == 1 else torch.cat(changes))
         self._before.clear()

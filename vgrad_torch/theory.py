@@ -72,7 +72,7 @@ class Prediction:
 
     Attributes:
         activation: its name.
-        init: name of the weights' law.
+        init: name of the weights' law; `given` where their standard deviations were.
         layers: first layer first.
         criticality: where the signal would settle, and chi_1 and depth scale there, if the net went on for ever. Its
             sigma_w**2 is the geometric mean over the layers from the second on.
@@ -95,7 +95,7 @@ class Prediction:
 def predict(
     widths: Sequence[int],
     activation: str = "relu",
-    init: str = "he",
+    init: str | Sequence[float] = "he",
     *,
     gain: float = 1.0,
     bias: float = 0.0,
@@ -108,7 +108,7 @@ def predict(
     Args:
         widths: input and output included.
         activation: a key of `moments.ACTIVATIONS`.
-        init: a key of `VARIANCES`.
+        init: a key of `VARIANCES`; or the standard deviation of each layer's weights, such as their measured RMS.
         gain: multiplies every weight.
         bias: value of every bias.
         batch: samples the loss is averaged over.
@@ -124,10 +124,9 @@ def predict(
     1.29e-08 5.2e-06
     """
     law = choose(ACTIVATIONS, activation, "activation")
-    variance = choose(VARIANCES, init, "initializer")
     fans = list(pairwise(checked_widths(widths)))
     _check_numbers(gain, bias, batch, fans[-1][1])
-    stds = [gain * math.sqrt(variance(*fan)) for fan in fans]
+    stds = [gain * std for std in _deviations(init, fans)]
     inputs = Inputs(_checked_squares(mean_square)) if data is None else _batch(*data, fans[0][0], fans[-1][1])
     stages = list(forward(fans, stds, law, bias, inputs))
     gradients = list(backward(stages, law, bias, inputs.labels))[::-1]
@@ -135,7 +134,16 @@ def predict(
     layers = tuple(_layer(n, stages, gradients, bias, size) for n in range(len(fans)))
     typical = math.exp(np.mean([math.log(stage.fan_in * stage.std**2) for stage in stages[1:] or stages]))
     fate = criticality(activation, typical, bias=bias, start=rms(stages[0].scale) ** 2)
-    return Prediction(activation, init, layers, fate, _scatter(stages, law, bias))
+    return Prediction(activation, init if isinstance(init, str) else "given", layers, fate, _scatter(stages, law, bias))
+
+
+def _deviations(init: str | Sequence[float], fans: Sequence[tuple[int, int]]) -> list[float]:
+    if isinstance(init, str):
+        variance = choose(VARIANCES, init, "initializer")
+        return [math.sqrt(variance(*fan)) for fan in fans]
+    if len(init) != len(fans) or not all(0 < std < math.inf for std in init):
+        raise UsageError(f"init must be a name or {len(fans)} positive numbers, one for each layer, not {list(init)}")
+    return list(init)
 
 
 def _layer(

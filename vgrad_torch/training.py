@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.data import Dataset, Progress, batches, load
 from vgrad_torch.diagnosis import first_nonfinite
-from vgrad_torch.mlp import build_mlp
+from vgrad_torch.mlp import NORMS, build_mlp
 from vgrad_torch.monitor import Monitor, watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import LayerSnapshot, Snapshot
@@ -62,12 +62,20 @@ class TrainConfig:
     act: str
     init: str
     hidden: tuple[int, ...]
+    norm: str | None
+    """`batch` or `layer`, see `build_mlp`; so are the next three."""
+    residual: bool
+    gain: float
+    bias: float
+    """What every bias starts at."""
     optimizer: str
     lr: float
     momentum: float
     """Used by sgd only."""
     weight_decay: float
     """On weights, not on biases, as in MXNet."""
+    clip: float | None
+    """Largest norm of the gradient over all parameters; a larger one is scaled down to it before each step."""
     batch: int
     epochs: int
     seed: int
@@ -81,6 +89,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choose(RECIPES, self.data, "data set")
         choose(OPTIMIZERS, self.optimizer, "optimizer")
+        if self.norm is not None:
+            choose(NORMS, self.norm, "norm")
         limits = {"batch": (1, _MANY), "epochs": (1, _MANY), "every": (1, _MANY), "seed": (0, 2**63 - 1)}
         for field, (least, most) in limits.items():
             value = getattr(self, field)
@@ -89,8 +99,12 @@ class TrainConfig:
         for width in self.hidden:
             if not 1 <= width <= _MANY:
                 raise UsageError(f"hidden widths must be between 1 and {_MANY}, not {width}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"lr must be a positive number, not {self.lr}")
+        for field in ("lr", "gain", "clip"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{field} must be a positive number, not {value}")
+        if not math.isfinite(self.bias):
+            raise UsageError(f"bias must be a finite number, not {self.bias}")
         for field in ("momentum", "weight_decay"):
             value = getattr(self, field)
             if not 0 <= value < 1:
@@ -108,15 +122,33 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
     >>> recipe("circles", act="tanh").name
     'circles-tanh-normal-s0'
     """
-    common = {"act": "relu", "seed": 0, "every": None, "name": None, "runs": "runs", "data_dir": None}
-    values = {**common, **choose(RECIPES, data, "data set")}
+    values = {**_COMMON, **choose(RECIPES, data, "data set")}
     given = {key: value for key, value in given.items() if value is not None}
     if given.get("optimizer") in _RATES and given["optimizer"] != values["optimizer"]:
         values["lr"] = _RATES[given["optimizer"]]
     values.update(given)
     if values["name"] is None:
-        values["name"] = f"{data}-{values['act']}-{values['init']}-s{values['seed']}"
+        values["name"] = "-".join([data, values["act"], values["init"], *_dials(values), f"s{values['seed']}"])
     return TrainConfig(data=data, **values)
+
+
+_COMMON: Mapping[str, Any] = {
+    "act": "relu", "norm": None, "residual": False, "gain": 1.0, "bias": 0.0, "clip": None, "seed": 0, "every": None,
+    "name": None, "runs": "runs", "data_dir": None,
+}  # fmt: skip
+
+
+def _dials(values: Mapping[str, Any]) -> Iterator[str]:
+    """What a run's name says of the dials that are not where they usually are.
+
+    >>> recipe("digits", norm="batch", residual=True, gain=2.0).name
+    'digits-relu-uniform-batchnorm-residual-gain2-s0'
+    """
+    if values["norm"]:
+        yield f"{values['norm']}norm"
+    if values["residual"]:
+        yield "residual"
+    yield from (f"{key}{values[key]:g}" for key in ("gain", "bias", "clip") if values[key] != _COMMON[key])
 
 
 OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], TrainConfig], Optimizer]] = {
@@ -180,6 +212,7 @@ def train(
     training_batches: Batches,
     epochs: int,
     on_epoch: Callable[[Epoch], None],
+    clip: float | None = None,
 ) -> None:
     """The training loop. The monitor needs no call in it: its hooks look, on the steps it chose.
 
@@ -194,6 +227,8 @@ def train(
             if not loss.isfinite():
                 raise NonFiniteError(find_nonfinite(model, loss_fn, x, y, monitor))
             loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             samples += len(x)
         seconds = time.perf_counter() - start
@@ -214,13 +249,19 @@ def scores(model: nn.Module, data: Dataset, loss_fn: LossFunction) -> tuple[Scor
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFunction) -> Score:
-    """Score of a model on some samples; for two classes a positive logit means class 1."""
+    """Score of a model on some samples; for two classes a positive logit means class 1.
+
+    The model is in evaluation mode meanwhile: a batch norm uses, and keeps, what it gathered in training.
+    """
     loss = hits = 0.0
+    training = model.training
+    model.eval()
     for xs, ys in batches(x, y, 4096):
         output = model(xs)
         guess = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > 0).long()
         loss += float(loss_fn(output, ys)) * len(xs)
         hits += int((guess == ys).sum())
+    model.train(training)
     return Score(loss / len(x), hits / len(x))
 
 
@@ -289,13 +330,8 @@ def run(
         UsageError: the config asks for what cannot be had.
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
     """
-    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
-    generator = torch.Generator().manual_seed(config.seed)
-    widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
-    model = _built(widths, config, generator)
-    optimizer = make_optimizer(model, config)
-    loss_fn = loss_function(data.classes)
-    steps, training_batches = feeding(config, data, generator)
+    setup = set_up(config, say)
+    data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
     folder = new_folder(config)
     keras = config.data == "circles"
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
@@ -310,16 +346,42 @@ def run(
             on_epoch(epoch, monitor)
 
         train(
-            model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs,
-            training_batches=training_batches,
+            model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs, clip=config.clip,
+            training_batches=setup.batches,
             on_epoch=record,
         )  # fmt: skip
     return Result(config, folder, model, monitor, epochs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """What a run begins with: nothing is trained, nothing written."""
+
+    data: Dataset
+    model: nn.Sequential
+    loss_fn: LossFunction
+    optimizer: Optimizer
+    steps: int
+    """Optimizer steps of an epoch."""
+    batches: Batches
+
+
+def set_up(config: TrainConfig, say: Progress = lambda line: None) -> Setup:
+    """Load the data, draw the weights, make the optimizer and the order of the samples."""
+    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
+    generator = torch.Generator().manual_seed(config.seed)
+    widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
+    model = _built(widths, config, generator)
+    optimizer = make_optimizer(model, config)
+    return Setup(data, model, loss_function(data.classes), optimizer, *feeding(config, data, generator))
+
+
 def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
     try:
-        return build_mlp(widths, config.act, config.init, generator=generator)
+        return build_mlp(
+            widths, config.act, config.init, norm=config.norm, residual=config.residual, gain=config.gain,
+            bias_value=config.bias, generator=generator,
+        )  # fmt: skip
     except (RuntimeError, MemoryError) as error:  # torch's allocator raises RuntimeError
         raise UsageError(f"a network of widths {widths} does not fit into memory; take smaller ones") from error
 
@@ -331,6 +393,8 @@ def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator) -> t
     shuffles once and drops it, so that the first step of every epoch sees the same samples.
     """
     x, y, size = data.x_train, data.y_train, config.batch
+    if config.norm == "batch" and 1 in (size, len(x) % size if config.data == "circles" else 0):
+        raise UsageError(f"batch norm needs two samples in every batch, and with batch {size} one has a single one")
     if config.data == "circles":
         return math.ceil(len(x) / size), lambda: batches(x, y, size, generator=generator)
     if len(x) < size:
@@ -384,10 +448,14 @@ def _write_config(config: TrainConfig, folder: Path) -> None:
 def hyperparameters(config: TrainConfig) -> dict[str, object]:
     """The config's part that TensorBoard's HParams tab compares runs by."""
     shown = ("data", "act", "init", "optimizer", "lr", "momentum", "weight_decay", "batch", "epochs", "seed")
-    return {**{key: getattr(config, key) for key in shown}, "hidden": "-".join(map(str, config.hidden))}
+    return {
+        **{key: getattr(config, key) for key in shown}, "hidden": "-".join(map(str, config.hidden)),
+        "norm": config.norm or "none", "residual": config.residual, "gain": config.gain, "bias": config.bias,
+        "clip": config.clip or 0.0,
+    }  # fmt: skip
 
 
 def _first_layer_tag(model: nn.Sequential) -> str:
-    first = model[0]
-    layer = LayerSnapshot(1, "fc1", "Linear", f"{first.in_features}x{first.out_features}")
+    name, first = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
+    layer = LayerSnapshot(1, name, "Linear", f"{first.in_features}x{first.out_features}")
     return names.layer_tag("gradient_log10_rms", layer.tag)

@@ -1,0 +1,110 @@
+"""measure(): one forward and backward pass through a model, and a step of a copied optimizer, that leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from vgrad_torch.choices import UsageError
+from vgrad_torch.hooks import Layers, remove_all, select
+from vgrad_torch.records import Snapshot
+from vgrad_torch.sample import Sample
+from vgrad_torch.units import Units
+from vgrad_torch.untouched import untouched
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def measure(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: tuple[Any, Any],
+    optimizer: Optimizer | None = None,
+    *,
+    layers: Layers = nn.Linear,
+) -> tuple[Snapshot, Units, float]:
+    """Snapshot, units and loss of a batch; the arguments are those of `preflight`."""
+    watched = select(model, layers)
+    _check(model, batch)
+    sample, units = Sample(watched, histograms=False), Units(model, watched)
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
+        x, y = _copied(batch[0]), _copied(batch[1])
+        remove_all(model)  # a monitor's, which `untouched` puts back
+        try:
+            sample.attach()
+            units.attach()
+            loss = _number(loss_fn(called(model, x), y))
+            loss.backward(inputs=[p for p in model.parameters() if p.requires_grad])
+            _step(sample, optimizer)
+        finally:
+            sample.detach()
+            units.detach()
+        return sample.snapshot(0), units, float(loss.detach())
+
+
+def called(model: nn.Module, x: Any) -> Any:
+    """The model's output for an input: a tuple is its arguments, a dict its arguments by name."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def _check(model: nn.Module, batch: Any) -> None:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise UsageError("batch must be a pair of input and target, (x, y)")
+    parameters = list(model.parameters())
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
+        raise UsageError("the model has lazy layers without weights; call it once with a batch before")
+    if not any(p.requires_grad for p in parameters):
+        raise UsageError("no parameter of the model requires a gradient, so there is none to look at")
+
+
+def _copied(x: Any) -> Any:
+    """The same with copies of its tensors: a model that works in place on its input does not touch the batch."""
+    if isinstance(x, Tensor):
+        return x.detach().clone().requires_grad_(x.requires_grad)
+    if isinstance(x, Mapping):
+        return {key: _copied(value) for key, value in x.items()}
+    return type(x)(map(_copied, x)) if type(x) in (tuple, list) else x
+
+
+def _number(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"loss_fn must return a tensor of one number, the mean loss of the batch, not {what}")
+    if not loss.requires_grad:
+        raise UsageError("the loss does not depend on any parameter that requires a gradient; look for detach()")
+    return loss.reshape(())
+
+
+def _uncompiled() -> Any:
+    """What torch.compile made runs without its graphs, in which no hook is called."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _step(sample: Sample, optimizer: Optimizer | None) -> None:
+    """Read the parameters; and what a copy of the optimizer does to copies of them."""
+    if optimizer is None:
+        sample.read_parameters(trained=())
+        return
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    sample.read_parameters(trained={id(p) for p in own})
+    twin = copy.deepcopy(optimizer)
+    stepped = [p for group in twin.param_groups for p in group["params"]]
+    for parameter, after in zip(own, stepped, strict=True):
+        after.grad = None if parameter.grad is None else parameter.grad.clone()
+    try:
+        twin.step()
+    except TypeError as error:
+        name = type(optimizer).__name__
+        raise UsageError(f"preflight cannot take a step with {name} ({error}); leave the optimizer out") from error
+    places = {id(parameter): after for parameter, after in zip(own, stepped, strict=True)}
+    sample.read_update(lambda weight: places[id(weight)])
