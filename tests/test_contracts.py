@@ -12,18 +12,20 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 LEVELS = [
     {"choices"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
-    {"mlp", "writer", "sample"},
-    {"diagnosis"},
-    {"monitor"},
-    {"training"},
+    {"mlp", "writer", "sample", "plugin.flow"},
+    {"diagnosis", "plugin.reader"},
+    {"monitor", "plugin.routes"},
+    {"training", "plugin.loader"},
     {"terminal"},
     {"cli"},
     {"__main__"},
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
 PLAIN = [
-    f"vgrad_torch{name}" for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".plugin.metadata", ".cli")
+    f"vgrad_torch{name}"
+    for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".cli", ".plugin.metadata", ".plugin.routes")
 ]
+PLAIN += ["vgrad_torch.plugin.loader"]
 
 
 def modules() -> dict[str, Path]:

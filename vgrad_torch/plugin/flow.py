@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +18,30 @@ BUCKETS = 480
 """Columns of a flow map at most; a run of more steps is thinned to so many."""
 
 
+_READ = (
+    "weight_rms", "weight_nonfinite", "weight_gradient_rms", "weight_gradient_nonfinite",
+    "weight_gradient_zero_fraction", "output_rms", "output_nonfinite", "output_gradient_rms",
+    "output_gradient_nonfinite", "input_gradient_rms", "update_rms",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Tensors of one tag put together: `numbers` [steps, layers, statistics]."""
+    """The tensors of one tag put together: of each statistic that is read here its numbers [steps, layers]."""
 
-    axes: Axes
+    layers: list[str]
     steps: Integers
-    numbers: Array
+    columns: Mapping[str, Array]
 
-    def column(self, name: str) -> npt.NDArray[np.float64]:
+    def column(self, name: str) -> Array:
         """One statistic [steps, layers]; NaN where the tag does not have it."""
-        if name not in self.axes.statistics:
-            return np.full(self.numbers.shape[:2], np.nan)
-        return self.numbers[:, :, self.axes.statistics.index(name)].astype(np.float64)
+        if name in self.columns:
+            return self.columns[name]
+        return np.full((len(self.steps), len(self.layers)), np.nan, np.float32)
 
     def at(self, places: Integers) -> Table:
         """These steps alone, by their places."""
-        return Table(self.axes, self.steps[places], self.numbers[places])
+        return Table(self.layers, self.steps[places], {name: x[places] for name, x in self.columns.items()})
 
     def place(self, step: int) -> int:
         """Where the latest step at or before `step` is; the first, if there is none."""
@@ -45,13 +53,16 @@ def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> 
     if not points:
         raise ValueError("it holds no sample yet")
     shape = (len(axes.layers), len(axes.statistics))
-    for step, tensor in points:
+    places = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
+    order = np.argsort([step for step, _ in points], kind="stable")
+    columns = np.empty((len(places), len(points), len(axes.layers)), np.float32)
+    for i, (step, tensor) in enumerate(points[place] for place in order):
         if tensor.shape != shape or tensor.dtype.kind != "f":
             found = f"{tensor.dtype} of shape {list(tensor.shape)}"
             raise ValueError(f"the tensor of step {step} is {found}, not numbers of shape {list(shape)}")
-    ordered = sorted(points, key=lambda point: point[0])
-    numbers = np.array([tensor for _, tensor in ordered], np.float32)
-    return Table(axes, np.array([step for step, _ in ordered], np.int64), numbers)
+        columns[:, i] = tensor.T[list(places.values())]
+    steps = np.array([points[place][0] for place in order], np.int64)
+    return Table(axes.layers, steps, dict(zip(places, columns, strict=True)))
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------
@@ -66,17 +77,17 @@ def _rms(tensor: str) -> Callable[[Table], Array]:
 
 def _update_ratio(table: Table) -> Array:
     """Undefined where the weight is zero; infinite where NaN or infinity stood in the weight or in its gradient."""
-    weight, update = table.column("weight_rms"), table.column("update_rms")
+    weight, update = table.column("weight_rms").astype(np.float64), table.column("update_rms")
     ratio = np.divide(update, weight, out=np.full(weight.shape, np.nan), where=weight != 0)
     bad_gradient = table.column("weight_gradient_nonfinite") > 0
     return _marked(ratio, (table.column("weight_nonfinite") > 0) | (bad_gradient & ~np.isfinite(ratio)))
 
 
 def _zero_fraction(table: Table) -> Array:
-    return table.column("weight_gradient_zero_fraction").astype(np.float32)
+    return table.column("weight_gradient_zero_fraction")
 
 
-def _marked(values: npt.NDArray[np.float64], nonfinite: npt.NDArray[np.bool_]) -> Array:
+def _marked(values: npt.NDArray[np.floating], nonfinite: npt.NDArray[np.bool_]) -> Array:
     with np.errstate(over="ignore"):
         return np.where(nonfinite, np.inf, values).astype(np.float32)
 
@@ -109,13 +120,12 @@ def edges(count: int, most: int = BUCKETS) -> Integers:
     return np.concatenate([[0], inner, [count]])
 
 
-def _telling(table: Table, starts: Integers) -> Integers:
+def _telling(values: Mapping[str, Array], starts: Integers) -> Integers:
     """A step of each bucket that stands for it: the first of those with most non-finite, then most zero layers."""
-    every = [values(table) for values in QUANTITIES.values()]
-    zeros = (every[0] == 0).sum(axis=1)
-    nonfinite = sum(np.isinf(values).sum(axis=1) for values in every)
-    score = nonfinite * (len(table.axes.layers) + 1) + zeros
-    return np.array([a + score[a:b].argmax() for a, b in zip(starts, [*starts[1:], len(score)], strict=True)], np.int64)
+    zeros = (values["weight_gradient"] == 0).sum(axis=1)
+    nonfinite = sum(np.isinf(each).sum(axis=1) for each in values.values())
+    score = nonfinite * (values["weight_gradient"].shape[1] + 1) + zeros
+    return np.array([a + score[a:b].argmax() for a, b in pairwise([*starts, len(score)])], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +160,8 @@ def at_step(table: Table, place: int) -> dict[str, Array]:
 def thin(table: Table, *, thinned: bool = False) -> Flow:
     """Sort the steps into buckets of which the extremes are kept, zeros, NaN and infinities among them."""
     starts = edges(len(table.steps))[:-1]
-    lows, highs = {}, {}
-    for name, values in QUANTITIES.items():
-        full = values(table)
-        lows[name] = np.ascontiguousarray(np.fmin.reduceat(full, starts, axis=0).T)
-        highs[name] = np.ascontiguousarray(np.fmax.reduceat(full, starts, axis=0).T)
-    profiles = table.at(_telling(table, starts))
+    every = {name: values(table) for name, values in QUANTITIES.items()}
+    lows = {name: np.fmin.reduceat(values, starts, axis=0).T for name, values in every.items()}
+    highs = {name: np.fmax.reduceat(values, starts, axis=0).T for name, values in every.items()}
+    profiles = table.at(_telling(every, starts))
     return Flow(table.steps[starts], lows, highs, profiles, len(table.steps), thinned)

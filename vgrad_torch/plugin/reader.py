@@ -1,4 +1,4 @@
-"""Our data as TensorBoard's data server holds them: which series there are, and each as a `Flow`, kept while it is new."""
+"""Our data as TensorBoard's data server holds them: which series there are, and each as a `Flow`, kept while new."""
 
 from __future__ import annotations
 
@@ -105,13 +105,12 @@ class Reader:
         if series.problem:
             raise Refused(series.problem)
         most = MESSAGE // (4 * len(series.axes.layers) * len(series.axes.statistics) + 64)
-        points = self._tensors(place, min(PREVIEW, most) if preview else most)
         try:
-            table = flow.stack(series.axes, points)
+            table = flow.stack(series.axes, self._tensors(place, min(PREVIEW, most) if preview else most))
         except ValueError as error:
             raise Refused(f"this run cannot be shown: {error}") from error
-        complete = not preview or len(points) < PREVIEW
-        return flow.thin(table, thinned=complete and len(points) in (self.limit, most)), complete
+        complete = not preview or len(table.steps) < PREVIEW
+        return flow.thin(table, thinned=complete and len(table.steps) in (self.limit, most)), complete
 
     def _list(self, place: Place) -> list[Series]:
         """The series of the place's run and tag, or of all runs or all tags where that is empty."""
@@ -129,9 +128,7 @@ class Reader:
 
 
 def _filter(place: Place) -> Any:
-    return provider.RunTagFilter(
-        runs=[place.run] if place.run else None, tags=[place.tag] if place.tag else None
-    )
+    return provider.RunTagFilter(runs=[place.run] if place.run else None, tags=[place.tag] if place.tag else None)
 
 
 def _series(run: str, tag: str, listed: Any) -> Series:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard import errors, plugin_util
-from tensorboard.backend import http_util
+from tensorboard import context, errors
+from tensorboard.backend import experiment_id, http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
@@ -32,8 +32,8 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
 
     plugin_name = PLUGIN_NAME
 
-    def __init__(self, context: Any, static: Path = Path(__file__).parent / "static") -> None:
-        self._reader = Reader(context.data_provider, (context.sampling_hints or {}).get(PLUGIN_NAME))
+    def __init__(self, board: Any, static: Path = Path(__file__).parent / "static") -> None:
+        self._reader = Reader(board.data_provider, (board.sampling_hints or {}).get(PLUGIN_NAME))
         self._static = static
 
     def is_active(self) -> bool:
@@ -92,7 +92,7 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         found, _ = self._reader.read(place, preview="preview" in request.args)
         shown, values = found.profile(step)
         try:
-            theory, problem = self._reader.theory(place, found.profiles.axes.layers, shown), ""
+            theory, problem = self._reader.theory(place, found.profiles.layers, shown), ""
         except ValueError as error:
             theory, problem = {}, f"the theory's line is left out: {error}"
         named = {f"theory.{name}": line for name, line in theory.items()}
@@ -113,8 +113,10 @@ def _app(answer: Callable[[Any], Any]) -> Any:
 
 
 def _place(request: Any) -> Place:
-    where = plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
-    return Place(*where, request.args.get("run", ""), request.args.get("tag", ""))
+    experiment = request.environ.get(experiment_id.WSGI_ENVIRON_KEY, "")
+    return Place(
+        context.from_environ(request.environ), experiment, request.args.get("run", ""), request.args.get("tag", "")
+    )
 
 
 def _binary(request: Any, head: Mapping[str, Any], arrays: Mapping[str, flow.Array]) -> Any:

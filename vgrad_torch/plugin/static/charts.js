@@ -4,7 +4,8 @@ import { count, format, shade, shorten, special, stepTicks } from './scales.js';
 import { describe, factors } from './waterfall.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
-const RIGHT = 12;
+const RIGHT = 20;
+const SEEN = 5; // a cell of zeros or NaN is drawn at least this many pixels wide and high
 
 // An SVG element; what is written into it is text, never markup.
 export function svg(name, attributes = {}, parent = null, text = null) {
@@ -26,7 +27,7 @@ function title(parent, text) {
 // --- flow map ------------------------------------------------------------------------------------------------------
 
 const MAP_BOTTOM = 22;
-const rowsHeight = (layers) => Math.max(60, Math.min(400, 24 * layers));
+const rowsHeight = (layers) => Math.max(60, Math.min(400, 22 * layers));
 
 // `view`: {flow, names, scale, extent: [first step, end], left, words, pick(step), tip(event, lines or null)}.
 // Returns a function that moves the mark of the step chosen.
@@ -81,6 +82,7 @@ function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
   const image = context.createImageData(columns, rows);
   const halves = halfRows(rows, names.length);
   const column = (step) => Math.round(((step - extent[0]) / (extent[1] - extent[0])) * columns);
+  const marked = [];
   for (let bucket = 0; bucket < flow.starts.length; ) {
     const from = column(flow.starts[bucket]);
     let next = bucket + 1;
@@ -88,10 +90,14 @@ function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
     const to = Math.min(columns, Math.max(from + 1, column(ends[next - 1])));
     for (const { top, bottom, layer, upper } of halves) {
       const value = extreme(upper ? flow.arrays.high : flow.arrays.low, layer, bucket, next, upper);
-      fill(image, from, to, top, bottom, colours(value, scale));
+      const kind = special(value, scale);
+      if (kind) marked.push({ kind, box: widened(from, to, top, bottom, SEEN * ratio) });
+      else if (!Number.isNaN(value)) fill(image, [from, to, top, bottom], { plain: shade(scale.share(value)) });
     }
     bucket = next;
   }
+  marked.sort((a, b) => a.kind.rank - b.kind.rank);
+  for (const { kind, box } of marked) fill(image, box, kind);
   context.putImageData(image, 0, 0);
 }
 
@@ -111,22 +117,17 @@ function extreme(matrix, layer, from, to, upper) {
   return found;
 }
 
-function colours(value, scale) {
-  if (Number.isNaN(value)) return null;
-  const marked = special(value, scale);
-  return marked ? { plain: marked.colours[0], stripe: marked.colours[1], slope: marked.slope } : { plain: shade(scale.share(value)) };
+function widened(left, right, top, bottom, least) {
+  const [wide, high] = [right - left, bottom - top].map((size) => Math.max(0, Math.ceil((least - size) / 2)));
+  return [left - wide, right + wide, top - high, bottom + high];
 }
 
-function fill(image, left, right, top, bottom, found) {
-  if (!found) return;
-  for (let y = top; y < bottom; y += 1) {
-    for (let x = left; x < right; x += 1) {
-      const striped = found.stripe && (((x + found.slope * y) % 6) + 6) % 6 < 1;
-      const [r, g, b] = striped ? found.stripe : found.plain;
+function fill(image, [left, right, top, bottom], { plain, stripe, slope }) {
+  for (let y = Math.max(0, top); y < Math.min(image.height, bottom); y += 1) {
+    for (let x = Math.max(0, left); x < Math.min(image.width, right); x += 1) {
+      const striped = stripe && (((x + slope * y) % 6) + 6) % 6 < 1;
       const at = 4 * (y * image.width + x);
-      image.data[at] = r;
-      image.data[at + 1] = g;
-      image.data[at + 2] = b;
+      image.data.set(striped ? stripe : plain, at);
       image.data[at + 3] = 255;
     }
   }
@@ -153,7 +154,7 @@ function stepAxis(root, extent, x, left, width, height) {
 
 // --- along the layers ----------------------------------------------------------------------------------------------
 
-const BOTTOM = 34;
+const BOTTOM = 26;
 const TOP = 10;
 
 // Bands of equal width for the layers, their names below, and an axis for the values with its grid.
@@ -179,7 +180,7 @@ function layerFrame(root, { names, left, width, height, scale, top = 0, bottom =
 
 // `view`: {series: [{label, style, values, theory}], names, scale, left, words, axis, tip}.
 export function drawProfile(element, width, view) {
-  const height = 320;
+  const height = 270;
   const root = picture(element, width, height, view.words);
   const every = view.series.flatMap(({ values }) => [...values]);
   const top = every.includes(Infinity) ? 20 : 0;
@@ -193,8 +194,8 @@ export function drawProfile(element, width, view) {
     return value === 0 && view.scale.log ? height - BOTTOM - 4 : frame.y(value);
   };
   for (const { style, values, theory } of view.series) {
-    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', stroke: style.colour }, root);
-    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', stroke: style.colour }, root);
+    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', style: `stroke:${style.colour}` }, root);
+    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', style: `stroke:${style.colour}` }, root);
   }
   view.series.forEach((series) => marks(root, series, frame, place, view));
 }
@@ -228,7 +229,7 @@ function marks(root, { label, style, values, theory, tags }, frame, place, view)
   values.forEach((value, i) => {
     if (Number.isNaN(value)) return;
     const move = `translate(${frame.x(i).toFixed(1)},${place(value).toFixed(1)}) scale(${size})`;
-    const mark = svg('path', { d: style.mark, transform: move, fill: style.colour, class: 'mark' }, root);
+    const mark = svg('path', { d: style.mark, transform: move, style: `fill:${style.colour}`, class: 'mark' }, root);
     const expected = theory ? [`theory: ${view.format(theory[i])}`] : [];
     mark.addEventListener('mousemove', (event) => view.tip(event, [label, tags[i], view.format(value), ...expected]));
     mark.addEventListener('mouseleave', (event) => view.tip(event, null));
@@ -237,7 +238,7 @@ function marks(root, { label, style, values, theory, tags }, frame, place, view)
 
 // `view`: {og, ig, names, scale, left, words, tip}; values are relative to the last layer's output gradient.
 export function drawWaterfall(element, width, view) {
-  const height = 230;
+  const height = 220;
   const root = picture(element, width, height, view.words);
   const frame = layerFrame(root, { ...view, width, height });
   const way = factors(view.og, view.ig);

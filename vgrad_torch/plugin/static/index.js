@@ -51,7 +51,7 @@ export async function render() {
   followTheme();
   build();
   onReload(refresh);
-  new ResizeObserver(() => draw()).observe(page.main);
+  new ResizeObserver(drawSoon).observe(page.main);
   await refresh();
 }
 
@@ -173,16 +173,17 @@ async function refresh() {
 async function load() {
   const turn = ++state.turn;
   const wanted = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
-  await Promise.all(wanted.map((series) => loadOne(series, true)));
-  if (turn !== state.turn) return;
+  const current = () => turn === state.turn;
+  await Promise.all(wanted.map((series) => loadOne(series, true).then(() => current() && drawSoon())));
+  if (!current()) return;
   draw();
   await loadProfiles();
   const rest = shown().filter((series) => flowOf(series)?.complete === false);
   for (const [i, series] of rest.entries()) {
-    if (turn !== state.turn) return;
+    if (!current()) return;
     page.status.textContent = `A first look at a few steps; reading all of run ${i + 1} of ${rest.length} …`;
     await loadOne(series, false);
-    if (turn !== state.turn) return;
+    if (!current()) return;
     draw();
     await loadProfiles();
   }
@@ -194,6 +195,7 @@ async function loadOne(series, preview) {
   const found = { stamp: series.stamp };
   try {
     found.flow = await loadFlow(series, quantity, preview);
+    found.flow.range = range(Object.values(found.flow.arrays).map(({ values }) => values));
   } catch (error) {
     found.problem = error.message;
   }
@@ -224,6 +226,13 @@ async function loadProfiles() {
 
 // --- drawing -------------------------------------------------------------------------------------------------------
 
+let drawing = 0;
+
+function drawSoon() {
+  cancelAnimationFrame(drawing);
+  drawing = requestAnimationFrame(draw);
+}
+
 function draw() {
   drawRuns();
   drawLegend();
@@ -242,7 +251,7 @@ function label(series) {
 function swatch(series) {
   const { mark, colour } = styleOf(series);
   const icon = svg('svg', { class: 'swatch', viewBox: '-6 -6 12 12', 'aria-hidden': 'true' });
-  svg('path', { d: mark, fill: colour }, icon);
+  svg('path', { d: mark, style: `fill:${colour}` }, icon);
   return icon;
 }
 
@@ -258,32 +267,35 @@ function drawRuns() {
   }));
   const held = drawable().filter((series) => flowOf(series).thinned);
   page.notice.textContent = held.length
-    ? `TensorBoard holds only ${count(Math.max(...held.map((series) => flowOf(series).samples)))} steps of a run in reach, drawn at random if there are more. All: tensorboard --samples_per_plugin gradient_flow=0`
+    ? `TensorBoard keeps at most ${count(Math.max(...held.map((series) => flowOf(series).samples)))} steps of such a run, drawn at random where there are more. To keep all: tensorboard --samples_per_plugin gradient_flow=0`
     : '';
 }
 
 // One scale for all runs: the whole range of what they hold.
 function scale(more = []) {
   if (state.quantity === 'zero_fraction') return shareScale();
-  let [low, high] = [Infinity, 0];
-  const widen = (value) => {
-    if (!(value > 0 && value < Infinity)) return;
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  };
-  for (const series of drawable()) {
-    const { low: lows, high: highs } = flowOf(series).arrays;
-    lows.values.forEach(widen);
-    highs.values.forEach(widen);
-  }
-  more.forEach((values) => values.forEach(widen));
+  const ranges = [...drawable().map((series) => flowOf(series).range), ...more.map((values) => range([values]))];
+  const low = Math.min(...ranges.map((range) => range[0]));
+  const high = Math.max(...ranges.map((range) => range[1]));
   return logScale(low, high);
+}
+
+// Smallest and largest of the positive finite numbers.
+function range(arrays) {
+  let [low, high] = [Infinity, 0];
+  for (const values of arrays) {
+    for (const value of values) {
+      if (value > 0 && value < low) low = value;
+      if (value > high && value < Infinity) high = value;
+    }
+  }
+  return [low, high];
 }
 
 function drawLegend() {
   const ramp = h('span', { class: 'ramp' }, h('i', { style: `background:${gradient('to right')}` }));
   for (const { at, label } of scale().ticks(6)) ramp.append(h('span', { style: `left:${100 * at}%` }, label));
-  const stripes = ({ colours: [plain, stripe], slope }) =>
+  const stripes = ({ plain, stripe, slope }) =>
     `background:repeating-linear-gradient(${-45 * slope}deg, rgb(${plain}) 0 4px, rgb(${stripe}) 4px 5px)`;
   const special = Object.values(SPECIAL).filter((kind) => state.quantity !== 'zero_fraction' || kind !== SPECIAL.zero);
   const keys = special.map((kind) => h('span', { class: 'key' }, h('span', { class: 'box', style: stripes(kind) }), kind.words));

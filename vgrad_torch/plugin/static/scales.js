@@ -17,11 +17,11 @@ export const shade = (share) => SHADES[Math.max(0, Math.min(255, Math.round(shar
 export const gradient = (direction) =>
   `linear-gradient(${direction}, ${VIRIDIS.map((rgb) => `rgb(${rgb})`).join(', ')})`;
 
-// Cells without a place on the scale: [colour, colour of its stripes, direction of the stripes]. Both differ in
-// lightness too, so that no colour has to be told from another.
+// Cells without a place on the scale: a colour with stripes. They differ in lightness and in the stripes' direction too,
+// so that no colour has to be told from another. Of cells side by side the higher rank is drawn on top.
 export const SPECIAL = {
-  zero: { words: 'exactly zero', colours: [[0, 0, 0], [190, 190, 190]], slope: 1 },
-  nonfinite: { words: 'NaN or infinite', colours: [[213, 0, 50], [255, 255, 255]], slope: -1 },
+  zero: { words: 'exactly zero', plain: [0, 0, 0], stripe: [190, 190, 190], slope: 1, rank: 1 },
+  nonfinite: { words: 'NaN or infinite', plain: [213, 0, 50], stripe: [255, 255, 255], slope: -1, rank: 2 },
 };
 
 export function special(value, scale) {
@@ -29,13 +29,13 @@ export function special(value, scale) {
   return value === 0 && scale.log ? SPECIAL.zero : null;
 }
 
-// Okabe and Ito's colours for the runs; each has a mark of its own as well.
-const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c7bd1', '#7f7f7f'];
+// Each run has a colour (of style.css, after Okabe and Ito) and a mark of its own.
+const COLOURS = 8;
 const MARKS = [
   'M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0', 'M-4,-4h8v8h-8z', 'M0,-5l5,9h-10z', 'M0,-5.5l5,5.5l-5,5.5l-5,-5.5z',
   'M-5,-4h10l-5,9z', 'M-5,-1.5h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z',
 ];
-export const runStyle = (place) => ({ colour: COLOURS[place % COLOURS.length], mark: MARKS[place % MARKS.length] });
+export const runStyle = (place) => ({ colour: `var(--run-${place % COLOURS})`, mark: MARKS[place % MARKS.length] });
 
 // Two digits, and powers of ten as people write them: 0.19, 42, 1.4e-6.
 export function format(x) {
@@ -46,12 +46,13 @@ export function format(x) {
   return x.toExponential(1).replace('e+', 'e').replace('.0e', 'e');
 }
 
-// A scale maps values to 0..1 and has ticks {at, label}; on a log scale the ends are powers of ten or parts of one.
+// A scale maps values to 0..1 and has ticks {at, label}; a log scale ends at whole powers of ten, a short one at halves.
 export function logScale(low, high) {
   if (!(low > 0 && high >= low && high < Infinity)) [low, high] = [0.1, 1];
   let [from, to] = [Math.log10(low), Math.log10(high)];
-  if (to - from < 1) [from, to] = [Math.floor(from * 2 + 1e-9) / 2, Math.ceil(to * 2 - 1e-9) / 2];
-  if (to - from < 0.5) to = from + 0.5;
+  const parts = to - from < 1.5 ? 2 : 1;
+  [from, to] = [Math.floor(from * parts + 1e-9) / parts, Math.ceil(to * parts - 1e-9) / parts];
+  if (to === from) to = from + 1 / parts;
   const share = (value) => (Math.log10(value) - from) / (to - from);
   const ticks = (most) => {
     const stride = [1, 2, 3, 5, 10, 20].find((n) => (to - from) / n < most) ?? 40;
