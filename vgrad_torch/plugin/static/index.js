@@ -51,8 +51,8 @@ export async function render() {
   followTheme();
   build();
   onReload(refresh);
-  new ResizeObserver(drawSoon).observe(page.main);
   await refresh();
+  window.addEventListener('resize', drawSoon);
 }
 
 // The page around this one says by a class of its body whether it is dark.
@@ -172,10 +172,12 @@ async function refresh() {
 // First what is quick to have, then, run by run, all there is.
 async function load() {
   const turn = ++state.turn;
-  const wanted = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
   const current = () => turn === state.turn;
+  page.main.ariaBusy = true;
+  const wanted = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
   await Promise.all(wanted.map((series) => loadOne(series, true).then(() => current() && drawSoon())));
   if (!current()) return;
+  cancelAnimationFrame(drawing);
   draw();
   await loadProfiles();
   const rest = shown().filter((series) => flowOf(series)?.complete === false);
@@ -187,7 +189,9 @@ async function load() {
     draw();
     await loadProfiles();
   }
+  if (!current()) return;
   page.status.textContent = '';
+  page.main.ariaBusy = false;
 }
 
 async function loadOne(series, preview) {
