@@ -164,7 +164,7 @@ def test_a_short_run_comes_whole(board: Opened, tmp_path: Path) -> None:
     np.testing.assert_array_equal(numbers["high"], exact)
 
 
-QUANTITIES = {
+QUANTITIES: flows.Columns = {
     "weight_gradient": [1e-7, 1e-5, 1e-3],
     "output_gradient": [2e-6, 1e-4, 0.01],
     "input_gradient": [math.nan, 2e-5, 1e-3],
@@ -192,7 +192,7 @@ def test_a_profile_is_all_quantities_of_the_latest_step_at_or_before(board: Open
 
 
 def test_zeros_nonfinite_and_missing_are_told_apart(board: Opened, tmp_path: Path) -> None:
-    columns = {
+    columns: flows.Columns = {
         "weight_gradient_rms": [0.0, 1e-45, 1.0], "weight_gradient_nonfinite": [0, 0, 2],
         "weight_rms": [0.0, math.nan, math.inf], "weight_nonfinite": [0, 3, 0],
         "update_rms": [1.0, 1.0, math.nan],

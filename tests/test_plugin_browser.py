@@ -75,7 +75,8 @@ class Tab:
         return {run: list(column) for run, *column in zip(*rows, strict=True)} if rows else {}
 
     def numbers_when(self, run: str, values: list[str]) -> list[str]:
-        return browser.eventually(lambda: self.numbers().get(run, []), lambda found: found == values)
+        found: list[str] = browser.eventually(lambda: self.numbers().get(run, []), lambda found: found == values)
+        return found
 
     def open_numbers(self) -> None:
         self.wait("return all('#profile .mark').length")
@@ -325,8 +326,8 @@ def awkward(request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: 
     flows.say(runs / EVIL_RUN, names.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
     write(runs / "malformed", [(0, np.zeros(4, "f4"))])
     write(runs / "undescribed", [(0, typical())], content=b"{}")
-    holes = {"weight_gradient_rms": [0.0, math.nan, 1e-3], "weight_gradient_nonfinite": [0, 0, 1]}
-    write(runs / "zeros", [(0, flows.table(holes | {"output_gradient_rms": [0.0, 1e-3, 1e-2]}))])
+    holes: flows.Columns = {"weight_gradient_rms": [0.0, math.nan, 1e-3], "weight_gradient_nonfinite": [0, 0, 1]}
+    write(runs / "zeros", [(0, flows.table({**holes, "output_gradient_rms": [0.0, 1e-3, 1e-2]}))])
     yield from board(chrome, tmp_path, 4, request.param)
 
 

@@ -135,8 +135,11 @@ def _series(run: str, tag: str, listed: Any) -> Series:
     stamp = f"{listed.max_step} {listed.max_wall_time}"
     try:
         return Series(run, tag, decode(listed.plugin_content), stamp)
-    except (ValueError, KeyError, TypeError) as error:
-        return Series(run, tag, Axes([], []), stamp, f"this run cannot be shown: its description is not ours ({error})")
+    except KeyError as error:
+        problem = f"it lacks {error}"
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    return Series(run, tag, Axes([], []), stamp, f"this run cannot be shown: its description is not ours ({problem})")
 
 
 def _text(value: Any) -> str:
