@@ -29,6 +29,7 @@ pytestmark = pytest.mark.browser
 
 SERVERS = {"rust": [], "python": ["--load_fast=false"]}
 SCALES = {0: 1.0, 10: 3.0, 20: 10.0}  # the gradients of run `a` at its steps; those of run `b` are half of that
+THEORY = np.array([[1e-7], [1e-6], [1e-5]], "f4")
 TIMES = "\N{MULTIPLICATION SIGN}"
 EVIL_RUN = "<img src=x onerror=alert(1)>"
 EVIL_LAYER = '"><script>document.title="pwned"</script>'
@@ -99,6 +100,7 @@ def tab(
     logdir = folder / "runs"
     write(logdir / "a", [(step, typical(scale)) for step, scale in SCALES.items()])
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
+    write(logdir / "a", [(0, THEORY)], tag=names.THEORY, statistics=["weight_gradient_rms"])
     flows.say(logdir / "a", names.VERDICT, "vanishing: <b>fc1</b> gets nothing")
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
@@ -210,6 +212,18 @@ def test_a_click_on_the_map_moves_the_profile(tab: Tab) -> None:
     assert after[:3] == pytest.approx([places["1e-7"], places["1e-5"], places["1e-3"]], abs=0.2)
 
 
+def test_theory_is_a_dashed_line_through_its_own_numbers(tab: Tab) -> None:
+    tab.open()
+    (line,) = tab.wait("return all('#profile path.theory').map(path => [path, path.getAttribute('d')])")
+    assert line[0].value_of_css_property("stroke-dasharray") != "none"
+    ticks = dict(tab.ask("return all('#profile .tick').map(t => [text(t), Number(t.getAttribute('y'))])"))
+    heights = [float(y) for y in re.findall(r",([\d.]+)", line[1])]
+    assert heights == pytest.approx([ticks["1e-7"], ticks["1e-6"], ticks["1e-5"]], abs=0.1)
+    assert tab.ask("return texts('#profile .muted')[0]").endswith("dashed: theory.")
+    tab.find("input[value=weight]").click()
+    assert tab.wait("return all('#profile path.theory').length", lambda count: count == 0) == 0
+
+
 def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
     tab.open()
     words = tab.words()
@@ -303,11 +317,12 @@ def test_reload_picks_up_new_steps(tab: Tab) -> None:
     tab.open_numbers()
     assert tab.step() == "20 of 20"
     write(tab.logdir / "a", [(30, typical(100))])
-    deadline = time.monotonic() + browser.PATIENCE
-    while tab.step() != "30 of 30" and time.monotonic() < deadline:
+
+    def reloaded() -> str:
         press_reload(tab)
-        time.sleep(0.5)
-    assert tab.step() == "30 of 30"
+        return tab.step()
+
+    assert browser.eventually(reloaded, lambda step: step == "30 of 30") == "30 of 30"
     assert tab.numbers_when("a", ["1e-5", "1e-3", "0.1"]) == ["1e-5", "1e-3", "0.1"]
     assert "b: step 20" in tab.ask("return texts('#profile .muted')[0]")
 
@@ -377,11 +392,8 @@ def test_without_data_the_tab_says_how_to_make_some(chrome: webdriver.Chrome, tm
         assert "vgrad train --act sigmoid" in empty[0]
         assert tab.ask("return all('#page:not([hidden])').length") == 0
         write(tmp_path / "runs" / "a", [(0, typical())])
-        deadline = time.monotonic() + browser.PATIENCE
-        while tab.maps() != ["a"] and time.monotonic() < deadline:
-            press_reload(tab)
-            time.sleep(0.5)
-        assert tab.maps() == ["a"]
+        press_reload(tab)
+        assert browser.eventually(tab.maps, lambda runs: runs == ["a"]) == ["a"]
 
 
 def test_a_missing_file_of_the_page_is_a_message(chrome: webdriver.Chrome, tmp_path: Path) -> None:

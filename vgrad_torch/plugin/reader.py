@@ -88,7 +88,8 @@ class Reader:
         for series in self._list(place._replace(tag="")):
             if series.tag.startswith(THEORY) and series.axes.layers == layers:
                 table = flow.stack(series.axes, self._tensors(place._replace(tag=series.tag), PREVIEW))
-                return flow.at_step(table, table.place(step))
+                lines = flow.at_step(table, table.place(step))
+                return {name: line for name, line in lines.items() if not np.isnan(line).all()}
         return {}
 
     def notes(self, place: Place) -> dict[str, dict[str, str]]:

@@ -27,7 +27,7 @@ function title(parent, text) {
 // --- flow map ------------------------------------------------------------------------------------------------------
 
 const MAP_BOTTOM = 22;
-const rowsHeight = (layers) => Math.max(60, Math.min(400, 22 * layers));
+const rowsHeight = (layers) => Math.max(60, 2 * layers, Math.min(400, 22 * layers)); // a pixel for each half of a cell
 
 // `view`: {flow, names, scale, extent: [first step, end], left, words, pick(step), tip(event, lines or null)}.
 // Returns a function that moves the mark of the step chosen.
@@ -123,15 +123,16 @@ function widened(left, right, top, bottom, least) {
 }
 
 function fill(image, [left, right, top, bottom], { plain, stripe, slope }) {
+  const pixels = new Uint32Array(image.data.buffer);
   for (let y = Math.max(0, top); y < Math.min(image.height, bottom); y += 1) {
     for (let x = Math.max(0, left); x < Math.min(image.width, right); x += 1) {
       const striped = stripe && (((x + slope * y) % 6) + 6) % 6 < 1;
-      const at = 4 * (y * image.width + x);
-      image.data.set(striped ? stripe : plain, at);
-      image.data[at + 3] = 255;
+      pixels[y * image.width + x] = packed(striped ? stripe : plain);
     }
   }
 }
+
+const packed = ([red, green, blue]) => red | (green << 8) | (blue << 16) | (255 << 24);
 
 function nameRows(root, names, left, height) {
   const row = height / names.length;
@@ -169,8 +170,9 @@ function layerFrame(root, { names, left, width, height, scale, top = 0, bottom =
     svg('path', { d: `M${left},${place}h${inner}`, class: 'grid' }, root);
     svg('text', { x: left - 12, y: place, class: 'tick end middle' }, root, label);
   }
-  const letters = Math.max(4, Math.floor(Math.max(band, 44) / 6.6));
-  const stride = Math.ceil(Math.min(44, 7 * Math.max(...names.map((name) => name.length), 1)) / band);
+  const wide = Math.max(...names.map((name) => name.length), 1) * 6.6 + 8;
+  const stride = Math.ceil(Math.min(wide, 90) / band);
+  const letters = Math.floor((stride * band - 8) / 6.6);
   names.forEach((name, i) => {
     if (i % stride) return;
     title(svg('text', { x: x(i), y: height - BOTTOM + 16, class: 'name center' }, root, shorten(name, letters)), name);
@@ -253,7 +255,7 @@ export function drawWaterfall(element, width, view) {
   }
   for (let i = way.first; i <= way.last; i += 1) {
     const value = view.og[i] / view.og[way.last];
-    if (value > 0 && value < Infinity) svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, half / 2), class: 'level' }, root);
+    if (value > 0 && value < Infinity) svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
   }
 }
 

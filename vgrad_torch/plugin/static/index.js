@@ -125,7 +125,7 @@ function emptyState() {
     h('pre', {}, 'vgrad train --act sigmoid\nvgrad train --act relu'),
     h('p', {}, 'or watch your own, by one line around your training loop:'),
     h('pre', {}, 'import vgrad_torch as vg\n\nwith vg.watch(model, optimizer, logdir="runs/mine"):\n    ...  # your loop'),
-    h('p', { class: 'muted' }, 'Then press TensorBoard’s reload button.'));
+    h('p', { class: 'muted' }, 'This page looks again every few seconds.'));
 }
 
 // --- what is chosen ------------------------------------------------------------------------------------------------
@@ -166,6 +166,8 @@ async function refresh() {
   }
   page.body.hidden = !state.series.length;
   page.empty.hidden = state.series.length > 0;
+  clearTimeout(page.again);
+  if (!state.series.length) page.again = setTimeout(refresh, 3000);
   await load();
 }
 
@@ -392,7 +394,7 @@ function drawNumbers() {
   const cell = (series, i) => (i < series.layers.length ? formatted(profileOf(series).of(state.quantity)[i]) : '');
   const rows = longest.map((tag, i) => h('tr', {}, h('th', { scope: 'row' }, layerName(tag)), ...columns.map((one) => h('td', {}, cell(one, i)))));
   const head = h('tr', {}, h('th', {}, 'layer'), ...columns.map((series) => h('th', { scope: 'col' }, label(series))));
-  page.numbers.append(h('div', { class: 'scroll', tabindex: 0 }, h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows))));
+  page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows))));
 }
 
 function drawWaterfalls() {
