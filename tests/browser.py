@@ -90,11 +90,17 @@ def tensorboard(logdir: Path, log: Path, *flags: str, folder: Path | None = None
         _end(process)
 
 
-def fetch(url: str) -> Any:
-    """What TensorBoard answers, from JSON; its errors are the caller's to read."""
+def content(url: str) -> bytes:
+    """What TensorBoard answers; its errors are the caller's to read."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=PATIENCE) as reply:
-        return json.load(reply)
+        answer: bytes = reply.read()
+    return answer
+
+
+def fetch(url: str) -> Any:
+    """What TensorBoard answers, from JSON."""
+    return json.loads(content(url))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -248,6 +249,46 @@ def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
     assert [height / decade for _, height in bars] == pytest.approx([-math.log10(f) for _, f in factors], abs=0.02)
 
 
+NAMES = ["fc1", "fc2", "fc3"]
+LIKE = "The gradient reaching fc1 is {} that at fc3 ({})."
+WORDS = {
+    "both take": ([1e-4, 1e-2, 1], [None, 1e-3, 1e-1], LIKE.format("1e-4 of", "weights *0.01, activations *0.01"),
+                  "50 % of the loss is the weights, 50 % the activations' slope."),
+    "weights give": ([1e-4, 1e-2, 1], [None, 0.1, 10], LIKE.format("1e-4 of", "weights *100, activations *1e-6"),
+                     "All of the loss is the activations' slope; the weights work against it."),
+    "both give": ([100, 10, 1], [None, 50, 5], LIKE.format("100 times", "weights *25, activations *4"),
+                  "70 % of the growth is the weights, 30 % the activations' slope."),
+    "hardly": ([0.8, 1, 1], [None, 1, 1], LIKE.format("0.8 of", "weights *1, activations *0.8"),
+               "It hardly changes on its way."),
+    "a hole": ([1e-4, None, 1], [None, None, 0.1], LIKE.format("1e-4 of", "not split *1e-4"),
+               "Input gradients are missing, so it is not told who did it."),
+    "half known": ([1e-4, 1e-2, 1], [None, None, 0.1],
+                   LIKE.format("1e-4 of", "weights *0.1, activations *0.1, not split *0.01"),
+                   "50 % of the loss is not told apart, 25 % the weights, 25 % the activations' slope."),
+    "zero": ([0, 0, 1], [None, 0, 0], "At fc2 the gradient is exactly zero; nothing passes it on its way down.", ""),
+    "infinite": ([1, "Infinity", 1], [None, 1, 1],
+                 "The gradient of fc2 holds NaN or infinities; from there on there are no factors.", ""),
+    "the last is infinite": ([1, 1, "Infinity"], [None, 1, 1],
+                             "The gradient of fc3 holds NaN or infinities; from there on there are no factors.", ""),
+    "one": ([None, 1, None], [None] * 3, "Only fc2 has an output gradient: nothing to compare.", ""),
+    "none": ([None] * 3, [None] * 3, "No output gradients were measured at this step.", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tab", ["rust"], indirect=True)
+@pytest.mark.parametrize("case", WORDS)
+def test_words_of_a_waterfall(tab: Tab, case: str) -> None:
+    og, ig, *sentences = WORDS[case]
+    if tab.ask("return all('#waterfalls').length") == 0:
+        tab.open()
+    said = tab.chrome.execute_script(
+        "const [og, ig] = [arguments[0], arguments[1]].map(list => list.map(x => x === null ? NaN : Number(x)));"
+        "return import('./waterfall.js').then(m => m.words(m.factors(og, ig), arguments[2], og));",
+        og, ig, NAMES,
+    )  # fmt: skip
+    assert said.replace(TIMES, "*") == " ".join(filter(None, sentences))
+
+
 def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:
     tab.open()
     tab.open_numbers()
@@ -405,3 +446,19 @@ def test_a_missing_file_of_the_page_is_a_message(chrome: webdriver.Chrome, tmp_p
         tab.open()
         words = tab.wait("return document.body.textContent", lambda text: "missing" in text)
         assert "charts.js is missing" in words
+
+
+# --- how much TensorBoard keeps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(("flags", "kept"), [([], 300), (["--samples_per_plugin", "gradient_flow=50"], 50)])
+def test_tensorboard_keeps_all_steps_unless_told_otherwise(
+    tmp_path: Path, server: str, flags: list[str], kept: int
+) -> None:
+    write(tmp_path / "runs" / "a", [(step, typical()) for step in range(300)])
+    with browser.tensorboard(tmp_path / "runs", tmp_path / "log", *SERVERS[server], *flags) as address:
+        wait_until_loaded(address, 1)
+        url = f"{address}data/plugin/gradient_flow/flow?run=a&tag=gradient_flow&quantity=weight"
+        head = json.JSONDecoder().raw_decode(browser.content(url)[4:].decode("latin-1"))[0]
+    assert (head["samples"], head["thinned"]) == (kept, kept == 50)

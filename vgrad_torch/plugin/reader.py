@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ class Reader:
         self.limit = limit
         self._data = data_provider
         self._reading = threading.Lock()  # one large run in memory at a time
-        self._cache: OrderedDict[Any, tuple[str, flow.Flow]] = OrderedDict()
+        self._cache: dict[Any, tuple[str, flow.Flow]] = {}
 
     def series(self, place: Place) -> list[Series]:
         """All series, without the theory's."""
@@ -71,17 +70,26 @@ class Reader:
         series = next((s for s in self._list(place) if (s.run, s.tag) == place[2:]), None)
         if series is None:
             raise errors.NotFoundError("there is no such run, or it holds no such tag")
-        with self._reading:
-            for complete in (True, False) if preview else (True,):
-                stamp, known = self._cache.get((place[1:], complete), ("", None))
-                if known is not None and stamp == series.stamp:
-                    self._cache.move_to_end((place[1:], complete))
-                    return known, complete
-            found, complete = self._fresh(place, series, preview)
-            self._cache[place[1:], complete] = series.stamp, found
-            while len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
-        return found, complete
+        known = self._known(place, series, preview)
+        if known is None:
+            with self._reading:  # what was asked for twice is read once
+                known = self._known(place, series, preview) or self._fresh(place, series, preview)
+                self._keep(place, series, *known)
+        return known
+
+    def _known(self, place: Place, series: Series, preview: bool) -> tuple[flow.Flow, bool] | None:
+        for complete in (True, False) if preview else (True,):
+            stamp, found = self._cache.get((place[1:], complete), ("", None))
+            if found is not None and stamp == series.stamp:
+                return found, complete
+        return None
+
+    def _keep(self, place: Place, series: Series, found: flow.Flow, complete: bool) -> None:
+        for outdated in (complete, False):
+            self._cache.pop((place[1:], outdated), None)
+        self._cache[place[1:], complete] = series.stamp, found
+        while len(self._cache) > _CACHED:
+            del self._cache[next(iter(self._cache))]
 
     def theory(self, place: Place, layers: list[str], step: int) -> dict[str, flow.Array]:
         """What theory says of these very layers, at the latest step at or before this one; {} where it says nothing."""

@@ -18,6 +18,8 @@ from vgrad_torch.plugin.reader import Place, Reader, Refused
 
 STATIC = {
     "index.js": "text/javascript",
+    "page.js": "text/javascript",
+    "state.js": "text/javascript",
     "charts.js": "text/javascript",
     "waterfall.js": "text/javascript",
     "scales.js": "text/javascript",
@@ -69,7 +71,7 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
              "notes": notes.get(s.run, {})}
             for s in self._reader.series(place)
         ]  # fmt: skip
-        return http_util.Respond(request, {"series": series, "limit": self._reader.limit}, "application/json")
+        return http_util.Respond(request, {"series": series}, "application/json")
 
     def _flow(self, request: Any) -> Any:
         """One quantity of one series: its buckets' first steps, and the least and largest values [layers, buckets]."""

@@ -68,7 +68,8 @@ function cellWords(view, ends, bucket, layer) {
   const { flow, names, tags } = view;
   const [low, high] = [flow.arrays.low, flow.arrays.high].map((m) => m.values[layer * m.columns + bucket]);
   const several = flow.samples > flow.starts.length && ends[bucket] - 1 > flow.starts[bucket];
-  const steps = several ? `steps ${count(flow.starts[bucket])} to ${count(ends[bucket] - 1)}` : `step ${count(flow.starts[bucket])}`;
+  const first = count(flow.starts[bucket]);
+  const steps = several ? `steps ${first} to ${count(ends[bucket] - 1)}` : `step ${first}`;
   const values = Object.is(low, high) ? view.format(low) : `${view.format(low)} to ${view.format(high)}`;
   return [names[layer], tags[layer], `${steps}: ${values}`];
 }
@@ -196,8 +197,9 @@ export function drawProfile(element, width, view) {
     return value === 0 && view.scale.log ? height - BOTTOM - 4 : frame.y(value);
   };
   for (const { style, values, theory } of view.series) {
-    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', style: `stroke:${style.colour}` }, root);
-    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', style: `stroke:${style.colour}` }, root);
+    const stroke = { style: `stroke:${style.colour}` };
+    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', ...stroke }, root);
+    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', ...stroke }, root);
   }
   view.series.forEach((series) => marks(root, series, frame, place, view));
 }
@@ -206,7 +208,8 @@ export function drawProfile(element, width, view) {
 function ramp(root, x, high, low) {
   const slice = (low - high) / 32;
   for (let i = 0; i < 32; i += 1) {
-    svg('rect', { x, y: low - (i + 1) * slice, width: 4, height: slice + 0.5, fill: `rgb(${shade((i + 0.5) / 32)})` }, root);
+    const fill = `rgb(${shade((i + 0.5) / 32)})`;
+    svg('rect', { x, y: low - (i + 1) * slice, width: 4, height: slice + 0.5, fill }, root);
   }
 }
 
@@ -255,7 +258,8 @@ export function drawWaterfall(element, width, view) {
   }
   for (let i = way.first; i <= way.last; i += 1) {
     const value = view.og[i] / view.og[way.last];
-    if (value > 0 && value < Infinity) svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
+    if (!(value > 0 && value < Infinity)) continue;
+    svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
   }
 }
 
@@ -268,6 +272,6 @@ function bar(root, part, from, to, frame, view) {
   found.addEventListener('mousemove', (event) => view.tip(event, [describe(part, view.names)]));
   found.addEventListener('mouseleave', (event) => view.tip(event, null));
   if (to - from < 34) return;
-  const above = top > frame.high + 12;
-  svg('text', { x: (from + to) / 2, y: above ? top - 4 : bottom + 11, class: 'factor center' }, root, `×${format(part.factor)}`);
+  const y = top > frame.high + 12 ? top - 4 : bottom + 11;
+  svg('text', { x: (from + to) / 2, y, class: 'factor center' }, root, `×${format(part.factor)}`);
 }

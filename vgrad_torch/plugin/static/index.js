@@ -1,47 +1,21 @@
 // The Gradient Flow page: what is chosen, what was loaded, and when it is drawn again.
 
 import { drawMap, drawProfile, drawWaterfall, lastEnd, svg } from './charts.js';
-import { loadFlow, loadProfile, loadSeries, onReload } from './data.js';
+import { loadProfile, loadSeries, onReload } from './data.js';
+import { build, h, QUANTITIES } from './page.js';
 import { count, format, gradient, layerName, logScale, runStyle, shareScale, shorten, SPECIAL } from './scales.js';
+import {
+  allSteps, currentStep, drawable, flowOf, keyOf, loaded, loadOne, profiled, profileOf, range, shown, state,
+} from './state.js';
 import { factors, words } from './waterfall.js';
 
-const QUANTITIES = {
-  weight_gradient: ['weight gradients', 'log10 RMS of dL/dW'],
-  output_gradient: ['output gradients', 'log10 RMS of dL/dz'],
-  output: ['outputs', 'log10 RMS of z = Wx + b'],
-  weight: ['weights', 'log10 RMS of W'],
-  update_ratio: ['update ratio', 'log10 of RMS of the change of W over RMS of W'],
-  zero_fraction: ['zero fraction', 'share of exact zeros in dL/dW'],
-};
 const SHOWN_AT_FIRST = 5;
 
-const state = {
-  series: [], limit: 0, quantity: 'weight_gradient', step: Infinity, // Infinity: the newest
-  chosen: new Map(), // key of a series -> whether it is shown; the user's choice outlives a reload
-  flows: new Map(), // key and quantity -> {stamp, flow} or {stamp, problem}
-  profiles: new Map(), // key -> profile
-  turn: 0, // of loading; what an older turn brings is dropped
-};
 const marks = []; // functions that move the maps' marks to a step
-const page = {};
+let page; // its elements that change
 
-const keyOf = ({ run, tag }) => `${run}\n${tag}`;
-const shown = () => state.series.filter((series) => state.chosen.get(keyOf(series)));
-const loaded = (series) => state.flows.get(`${keyOf(series)}\n${state.quantity}`);
-const flowOf = (series) => loaded(series)?.flow;
-const drawable = () => shown().filter(flowOf);
-const formatted = (x) => (state.quantity === 'zero_fraction' && Number.isFinite(x) ? `${Number((100 * x).toPrecision(3))} %` : format(x));
-
-// An element; strings among its children are text, never markup.
-function h(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith('on')) element.addEventListener(key.slice(2), value);
-    else if (value !== false) element.setAttribute(key, value === true ? '' : value);
-  }
-  element.append(...children.filter((child) => child !== null && child !== ''));
-  return element;
-}
+const percent = (x) => (Number.isFinite(x) ? `${Number((100 * x).toPrecision(3))} %` : format(x));
+const formatted = (x) => (state.quantity === 'zero_fraction' ? percent(x) : format(x));
 
 // --- the page ------------------------------------------------------------------------------------------------------
 
@@ -49,7 +23,7 @@ export async function render() {
   document.documentElement.lang = 'en';
   document.head.append(h('link', { rel: 'stylesheet', href: './style.css' }));
   followTheme();
-  build();
+  page = build({ slide, choose, numbers: drawNumbers }, state.quantity);
   onReload(refresh);
   await refresh();
   window.addEventListener('resize', drawSoon);
@@ -61,71 +35,6 @@ function followTheme() {
   const follow = () => document.documentElement.classList.toggle('dark', body.classList.contains('dark-mode'));
   new MutationObserver(follow).observe(body, { attributes: true, attributeFilter: ['class'] });
   follow();
-}
-
-function build() {
-  page.runs = h('div', { id: 'runs' });
-  page.notice = h('p', { id: 'notice', role: 'status' });
-  page.slider = h('input', { type: 'range', id: 'step', min: 0, max: 0, step: 1, oninput: slide });
-  page.step = h('output', { for: 'step' });
-  page.status = h('span', { id: 'status', class: 'muted', role: 'status' });
-  page.explained = h('p', { class: 'muted' });
-  page.legend = h('div', { class: 'keys', id: 'legend' });
-  page.maps = h('div', { class: 'cards', id: 'maps' });
-  page.profileWords = h('p', { class: 'muted' });
-  page.profile = h('div', { class: 'picture' });
-  page.numbers = h('details', { id: 'numbers', ontoggle: drawNumbers }, h('summary', {}, 'The numbers'));
-  page.waterfalls = h('div', { class: 'cards', id: 'waterfalls' });
-  page.tip = h('div', { id: 'tip', hidden: true });
-  page.main = h('main', {}, stepBar(), mapSection(), profileSection(), waterfallSection());
-  page.body = h('div', { id: 'page', hidden: true }, aside(), page.main);
-  page.empty = emptyState();
-  document.body.append(page.body, page.empty, page.tip);
-}
-
-function aside() {
-  const choice = ([name, [label]]) => {
-    const checked = name === state.quantity;
-    const input = h('input', { type: 'radio', name: 'quantity', value: name, checked, onchange: () => choose(name) });
-    return h('label', {}, input, h('span', {}, label));
-  };
-  const quantities = Object.entries(QUANTITIES).map(choice);
-  return h('aside', {},
-    h('fieldset', { id: 'quantities' }, h('legend', {}, 'Show'), ...quantities),
-    h('fieldset', {}, h('legend', {}, 'Runs'), page.runs), page.notice);
-}
-
-const stepBar = () => h('div', { id: 'steps' }, h('label', { for: 'step' }, 'Step'), page.slider, page.step, page.status);
-
-const mapSection = () => h('section', { id: 'flow' },
-  h('header', {}, h('div', {}, h('h2', {}, 'Flow map'), page.explained), page.legend), page.maps);
-
-const profileSection = () => h('section', { id: 'profile' },
-  h('header', {}, h('div', {}, h('h2', {}, 'Depth profile'), page.profileWords)),
-  h('div', { class: 'card' }, page.profile, page.numbers));
-
-function waterfallSection() {
-  const key = (kind, words) => h('span', { class: 'key' }, h('span', { class: 'box', style: `background:var(--${kind})` }), words);
-  return h('section', { id: 'waterfall' },
-    h('header', {},
-      h('div', {}, h('h2', {}, 'Waterfall'),
-        h('p', { class: 'muted' }, 'The gradient on its way from the last layer, right, to the first, left; log axis, 1 is the output gradient of the last layer.')),
-      h('div', { class: 'keys' }, key('weights', 'weights'), key('activations', 'activation'), key('both', 'not split'))),
-    page.waterfalls,
-    h('p', { class: 'muted' },
-      'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activation: RMS of a layer’s output gradient over RMS of the input gradient of the layer above. ' +
-      'Their product is always the ratio of the ends. Where a model branches or adds (residual connections), a factor between two layers also holds what other paths bring, ' +
-      'so only in a plain chain does it tell who took the gradient. Shares are of the logarithm.'));
-}
-
-function emptyState() {
-  return h('div', { id: 'empty', hidden: true },
-    h('h2', {}, 'No gradients here yet'),
-    h('p', {}, 'No run in this log folder was written by vgrad_torch. Train a network that comes with it:'),
-    h('pre', {}, 'vgrad train --act sigmoid\nvgrad train --act relu'),
-    h('p', {}, 'or watch your own, by one line around your training loop:'),
-    h('pre', {}, 'import vgrad_torch as vg\n\nwith vg.watch(model, optimizer, logdir="runs/mine"):\n    ...  # your loop'),
-    h('p', { class: 'muted' }, 'This page looks again every few seconds.'));
 }
 
 // --- what is chosen ------------------------------------------------------------------------------------------------
@@ -146,16 +55,11 @@ function pick(step) {
   loadProfiles();
 }
 
-const allSteps = () => [...new Set(drawable().flatMap((series) => flowOf(series).steps))].sort((a, b) => a - b);
-
-const currentStep = () => Math.min(state.step, allSteps().at(-1) ?? 0);
-
 // --- loading -------------------------------------------------------------------------------------------------------
 
 async function refresh() {
   try {
-    const { series, limit } = await loadSeries();
-    Object.assign(state, { series, limit });
+    state.series = (await loadSeries()).series;
   } catch (error) {
     page.status.textContent = `TensorBoard does not answer: ${error.message}`;
     return;
@@ -177,7 +81,7 @@ async function load() {
   const current = () => turn === state.turn;
   page.main.ariaBusy = true;
   const wanted = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
-  await Promise.all(wanted.map((series) => loadOne(series, true).then(() => current() && drawSoon())));
+  await Promise.all(wanted.map((series) => loadOne(series, !flowOf(series)).then(() => current() && drawSoon())));
   if (!current()) return;
   cancelAnimationFrame(drawing);
   draw();
@@ -194,18 +98,6 @@ async function load() {
   if (!current()) return;
   page.status.textContent = '';
   page.main.ariaBusy = false;
-}
-
-async function loadOne(series, preview) {
-  const { quantity } = state;
-  const found = { stamp: series.stamp };
-  try {
-    found.flow = await loadFlow(series, quantity, preview);
-    found.flow.range = range(Object.values(found.flow.arrays).map(({ values }) => values));
-  } catch (error) {
-    found.problem = error.message;
-  }
-  state.flows.set(`${keyOf(series)}\n${quantity}`, found);
 }
 
 let busy = false;
@@ -272,8 +164,10 @@ function drawRuns() {
     return line;
   }));
   const held = drawable().filter((series) => flowOf(series).thinned);
+  const most = Math.max(...held.map((series) => flowOf(series).samples));
   page.notice.textContent = held.length
-    ? `TensorBoard keeps at most ${count(Math.max(...held.map((series) => flowOf(series).samples)))} steps of such a run, drawn at random where there are more. To keep all: tensorboard --samples_per_plugin gradient_flow=0`
+    ? `TensorBoard keeps at most ${count(most)} steps of such a run, drawn at random where there are more. ` +
+      'To keep all: tensorboard --samples_per_plugin gradient_flow=0'
     : '';
 }
 
@@ -286,38 +180,28 @@ function scale(more = []) {
   return logScale(low, high);
 }
 
-// Smallest and largest of the positive finite numbers.
-function range(arrays) {
-  let [low, high] = [Infinity, 0];
-  for (const values of arrays) {
-    for (const value of values) {
-      if (value > 0 && value < low) low = value;
-      if (value > high && value < Infinity) high = value;
-    }
-  }
-  return [low, high];
-}
-
 function drawLegend() {
   const ramp = h('span', { class: 'ramp' }, h('i', { style: `background:${gradient('to right')}` }));
   for (const { at, label } of scale().ticks(6)) ramp.append(h('span', { style: `left:${100 * at}%` }, label));
   const stripes = ({ plain, stripe, slope }) =>
     `background:repeating-linear-gradient(${-45 * slope}deg, rgb(${plain}) 0 4px, rgb(${stripe}) 4px 5px)`;
   const special = Object.values(SPECIAL).filter((kind) => state.quantity !== 'zero_fraction' || kind !== SPECIAL.zero);
-  const keys = special.map((kind) => h('span', { class: 'key' }, h('span', { class: 'box', style: stripes(kind) }), kind.words));
-  const nothing = h('span', { class: 'key' }, h('span', { class: 'box', style: 'background:var(--grid);border:1px solid var(--line)' }), 'not measured');
+  const key = (style, words) => h('span', { class: 'key' }, h('span', { class: 'box', style }), words);
+  const keys = special.map((kind) => key(stripes(kind), kind.words));
+  const nothing = key('background:var(--grid);border:1px solid var(--line)', 'not measured');
   page.legend.replaceChildren(ramp, ...keys, nothing);
   const [name, meaning] = QUANTITIES[state.quantity];
   const thinned = drawable().some((series) => flowOf(series).samples > flowOf(series).starts.length);
   page.explained.textContent = `${name}: ${meaning}; layers from first (top) to last, training steps to the right.` +
-    (thinned ? ' Where a cell stands for several steps, its upper half is their largest value, its lower half the smallest.' : '');
+    (thinned ? ' Of several steps in a cell its upper half shows the largest value, its lower half the smallest.' : '');
 }
 
 const LETTER = 6.4;
 
 // Layers' names begin at the same place in all pictures.
 function leftMargin() {
-  const longest = Math.max(5, ...drawable().flatMap(({ layers }) => layers.map((tag) => shorten(layerName(tag)).length)));
+  const lengths = drawable().flatMap(({ layers }) => layers.map((tag) => shorten(layerName(tag)).length));
+  const longest = Math.max(5, ...lengths);
   return Math.round(18 + LETTER * longest);
 }
 
@@ -325,8 +209,9 @@ function drawMaps() {
   marks.length = 0;
   const series = shown();
   const flows = drawable().map(flowOf);
-  const extent = [Math.min(...flows.map(({ starts }) => starts[0])), Math.max(...flows.map(({ starts }) => lastEnd(starts)))];
-  const common = scale();
+  const starts = flows.map((flow) => flow.starts);
+  const extent = [Math.min(...starts.map(([first]) => first)), Math.max(...starts.map(lastEnd))];
+  const common = { scale: scale(), extent, left: leftMargin(), pick, tip, format: formatted };
   const cards = series.map((one) => h('div', { class: 'card', 'data-run': one.run }, heading(one), ...notes(one)));
   page.maps.replaceChildren(...cards);
   series.forEach((one, i) => {
@@ -335,9 +220,9 @@ function drawMaps() {
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
     const names = one.layers.map(layerName);
-    const words = `Flow map of ${label(one)}: ${QUANTITIES[state.quantity][0]} of ${names.length} layers over ${count(flow.samples)} steps`;
-    const view = { flow, names, tags: one.layers, scale: common, extent, left: leftMargin(), words, pick, tip, format: formatted };
-    marks.push(drawMap(box, box.clientWidth, view));
+    const size = `${names.length} layers over ${count(flow.samples)} steps`;
+    const words = `Flow map of ${label(one)}: ${QUANTITIES[state.quantity][0]} of ${size}`;
+    marks.push(drawMap(box, box.clientWidth, { ...common, flow, names, tags: one.layers, words }));
   });
 }
 
@@ -360,9 +245,6 @@ function drawStep() {
   marks.forEach((move) => move(step));
 }
 
-const profiled = () => drawable().filter((series) => state.profiles.has(keyOf(series)));
-const profileOf = (series) => state.profiles.get(keyOf(series));
-
 function drawProfiles() {
   const found = profiled().map((series) => ({
     label: label(series), style: styleOf(series), tags: series.layers,
@@ -371,10 +253,10 @@ function drawProfiles() {
   const longest = profiled().reduce((longest, { layers }) => (layers.length > longest.length ? layers : longest), []);
   const theories = found.flatMap(({ theory }) => (theory ? [theory] : []));
   const words = `${QUANTITIES[state.quantity][1]} against depth, step ${count(currentStep())}`;
-  const view = { series: found, names: longest.map(layerName), scale: scale(theories), left: leftMargin(), words, tip, format: formatted };
+  const view = { series: found, names: longest.map(layerName), scale: scale(theories), left: leftMargin(), words, tip };
   page.profileWords.textContent = words + others() + (theories.length ? '; dashed: theory' : '') + '.';
   page.profile.replaceChildren();
-  if (longest.length) drawProfile(page.profile, page.profile.clientWidth, view);
+  if (longest.length) drawProfile(page.profile, page.profile.clientWidth, { ...view, format: formatted });
   drawNumbers();
   drawWaterfalls();
 }
@@ -392,9 +274,11 @@ function drawNumbers() {
   const columns = profiled();
   const longest = columns.reduce((longest, { layers }) => (layers.length > longest.length ? layers : longest), []);
   const cell = (series, i) => (i < series.layers.length ? formatted(profileOf(series).of(state.quantity)[i]) : '');
-  const rows = longest.map((tag, i) => h('tr', {}, h('th', { scope: 'row' }, layerName(tag)), ...columns.map((one) => h('td', {}, cell(one, i)))));
+  const rows = longest.map((tag, i) =>
+    h('tr', {}, h('th', { scope: 'row' }, layerName(tag)), ...columns.map((one) => h('td', {}, cell(one, i)))));
   const head = h('tr', {}, h('th', {}, 'layer'), ...columns.map((series) => h('th', { scope: 'col' }, label(series))));
-  page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows))));
+  const table = h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows));
+  page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, table));
 }
 
 function drawWaterfalls() {
@@ -404,14 +288,15 @@ function drawWaterfalls() {
   });
   const levels = ways.flatMap(({ way }) => way.parts.flatMap(({ before, after }) => [before, after]));
   const common = logScale(levels.reduce((a, b) => Math.min(a, b), 0.1), levels.reduce((a, b) => Math.max(a, b), 1));
-  const cards = ways.map(({ series, way, names, og }) =>
-    h('div', { class: 'card', 'data-run': series.run }, heading(series), h('p', { class: 'words' }, words(way, names, og))));
+  const told = ({ way, names, og }) => words(way, names, og);
+  const cards = ways.map((one) =>
+    h('div', { class: 'card', 'data-run': one.series.run }, heading(one.series), h('p', { class: 'words' }, told(one))));
   page.waterfalls.replaceChildren(...cards);
-  ways.forEach(({ og, ig, way, names }, i) => {
-    if (!way.parts.length) return;
+  ways.forEach((one, i) => {
+    if (!one.way.parts.length) return;
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
-    drawWaterfall(box, box.clientWidth, { og, ig, names, scale: common, left: leftMargin(), words: words(way, names, og), tip });
+    drawWaterfall(box, box.clientWidth, { ...one, scale: common, left: leftMargin(), words: told(one), tip });
   });
 }
 

@@ -43,7 +43,7 @@ export function describe(part, names) {
 export function words(way, names, og) {
   const ending = stopped(way, names, og);
   if (way.last < 0) return 'No output gradients were measured at this step.';
-  if (!way.parts.length) return ending || `Only ${names[way.last]} has an output gradient; there is nothing to compare.`;
+  if (!way.parts.length) return ending || `Only ${names[way.last]} has an output gradient: nothing to compare.`;
   const logs = {};
   for (const { kind, factor } of way.parts) logs[kind] = (logs[kind] ?? 0) + Math.log10(factor);
   const total = Object.values(logs).reduce((sum, log) => sum + log, 0);
@@ -60,10 +60,10 @@ function shares(logs, total) {
   if (Math.abs(total) < Math.log10(2)) return 'It hardly changes on its way.';
   const change = total < 0 ? 'loss' : 'growth';
   const parts = Object.entries(logs).map(([kind, log]) => [NOUNS[kind], log / total]).sort((a, b) => b[1] - a[1]);
-  if (parts[0][0] === NOUNS['not split'] && parts.length === 1) return 'Input gradients are missing, so it is not told who did it.';
+  if (Object.keys(logs).join() === 'not split') return 'Input gradients are missing, so it is not told who did it.';
   if (parts.at(-1)[1] < -0.005) {
     const against = parts.filter(([, share]) => share < 0).map(([noun]) => noun).join(' and ');
-    return `The ${change} is ${parts[0][0]}; ${against} ${against.endsWith('s') ? 'work' : 'works'} against it.`;
+    return `All of the ${change} is ${parts[0][0]}; ${against} ${against.endsWith('s') ? 'work' : 'works'} against it.`;
   }
   const percent = parts.map(([, share]) => Math.round(100 * share));
   percent[0] += 100 - percent.reduce((sum, share) => sum + share, 0);
