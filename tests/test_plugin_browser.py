@@ -286,7 +286,7 @@ def test_words_of_a_waterfall(tab: Tab, case: str) -> None:
         "return import('./waterfall.js').then(m => m.words(m.factors(og, ig), arguments[2], og));",
         og, ig, NAMES,
     )  # fmt: skip
-    assert said.replace(TIMES, "*") == " ".join(filter(None, sentences))
+    assert said.replace(TIMES, "*").replace("\N{NO-BREAK SPACE}", " ") == " ".join(filter(None, sentences))
 
 
 def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:

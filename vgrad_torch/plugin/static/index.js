@@ -132,6 +132,7 @@ function drawSoon() {
 }
 
 function draw() {
+  page.tip.hidden = true;
   drawRuns();
   drawLegend();
   drawMaps();

@@ -68,7 +68,7 @@ function shares(logs, total) {
   const percent = parts.map(([, share]) => Math.round(100 * share));
   percent[0] += 100 - percent.reduce((sum, share) => sum + share, 0);
   const [first, ...rest] = parts.map(([noun], i) => [percent[i], noun]);
-  return `${first[0]} % of the ${change} is ${first[1]}${rest.map(([share, noun]) => `, ${share} % ${noun}`).join('')}.`;
+  return `${first[0]}\u00a0% of the ${change} is ${first[1]}${rest.map(([share, noun]) => `, ${share}\u00a0% ${noun}`).join('')}.`;
 }
 
 function stopped(way, names, og) {
