@@ -214,6 +214,14 @@ def test_an_older_tag_with_fewer_statistics_is_shown(board: Opened, tmp_path: Pa
     assert np.isnan(numbers["output_gradient"]).all()
 
 
+def test_a_run_without_layers_is_empty_not_broken(board: Opened, tmp_path: Path) -> None:
+    write(tmp_path / "a", [(0, table({}, layers=0)), (3, table({}, layers=0))], layers=[])
+    opened = board(tmp_path)
+    head, numbers = opened.flow()
+    assert (head["starts"], numbers["low"].shape) == ([0, 3], (0, 2))
+    assert opened.profile(3)[1]["weight"].shape == (0,)
+
+
 def test_theory_of_the_same_layers_comes_with_the_profile(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical()), (9, typical())])
     for tag, layers, step, value in (
