@@ -18,7 +18,7 @@ FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train preflight board test check calibrate format clean
+.PHONY: help install train preflight board test bench check calibrate format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -45,6 +45,9 @@ board: .venv/installed ## TensorBoard on localhost over runs/ (PORT=6006)
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest
+
+bench: .venv/installed-dev ## what watching costs, beside what people do today
+	$(BIN)/python tests/bench.py
 
 check: .venv/installed-dev ## lint, format, types
 	$(BIN)/ruff check .

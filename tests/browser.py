@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+
+from vgrad_torch.plugin.metadata import PLUGIN_NAME
 
 PATIENCE = 30.0
 """Seconds that TensorBoard and its pages have for anything."""
@@ -54,14 +58,29 @@ def eventually(look: Callable[[], Any], good: Callable[[Any], object]) -> Any:
     return seen
 
 
+def with_plugin(folder: Path) -> dict[str, str]:
+    """An environment in which TensorBoard finds our tab, also where the package is not installed."""
+    if any(entry.name == PLUGIN_NAME for entry in entry_points(group="tensorboard_plugins")):
+        return dict(os.environ)
+    project = Path(__file__).parent.parent
+    (entry,) = tomllib.loads((project / "pyproject.toml").read_text())["project"]["entry-points"].items()
+    described = folder / "vgrad_torch-0.dist-info"
+    described.mkdir(parents=True, exist_ok=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: vgrad-torch\nVersion: 0\n")
+    lines = [f"{name} = {value}\n" for name, value in entry[1].items()]
+    (described / "entry_points.txt").write_text(f"[{entry[0]}]\n{''.join(lines)}")
+    path = [str(project), str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 @contextmanager
-def tensorboard(logdir: Path, log: Path, *flags: str) -> Iterator[str]:
-    """TensorBoard on a free port of localhost; gives its address."""
+def tensorboard(logdir: Path, log: Path, *flags: str, folder: Path | None = None) -> Iterator[str]:
+    """TensorBoard, started in `folder`, on a free port of localhost; gives its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "localhost", "--port", "0"]
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [*command, *flags], stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True, env=with_plugin(log.parent / "plugin"), cwd=folder,
         )  # fmt: skip
     try:
         address = eventually(lambda: re.search(r"http://localhost:\d+/", log.read_text()), lambda match: match)
@@ -71,11 +90,17 @@ def tensorboard(logdir: Path, log: Path, *flags: str) -> Iterator[str]:
         _end(process)
 
 
-def fetch(url: str) -> Any:
-    """What TensorBoard answers, from JSON; its errors are the caller's to read."""
+def content(url: str) -> bytes:
+    """What TensorBoard answers; its errors are the caller's to read."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=PATIENCE) as reply:
-        return json.load(reply)
+        answer: bytes = reply.read()
+    return answer
+
+
+def fetch(url: str) -> Any:
+    """What TensorBoard answers, from JSON."""
+    return json.loads(content(url))
 
 
 @contextmanager

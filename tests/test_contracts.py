@@ -15,10 +15,10 @@ LEVELS = [
     {"moments"},
     {"propagation", "criticality"},
     {"theory"},
-    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs"},
-    {"evidence", "one_pass", "plain_mlp"},
-    {"verdicts"},
-    {"advice"},
+    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
+    {"evidence", "one_pass", "plain_mlp", "plugin.reader"},
+    {"verdicts", "plugin.routes"},
+    {"advice", "plugin.loader"},
     {"diagnosis"},
     {"monitor", "checkup", "mends"},
     {"whatif"},
@@ -28,9 +28,10 @@ LEVELS = [
     {"__main__"},
 ]
 ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
+VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diagnosis")
+PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
-    f"vgrad_torch{name}"
-    for name in ("", ".records", ".diagnosis", ".schedule", ".choices", ".theory", ".plugin.metadata", ".cli")
+    f"vgrad_torch{name}" for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".cli", *PLUGIN)
 ]
 
 

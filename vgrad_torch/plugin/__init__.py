@@ -1,1 +1,1 @@
-"""The TensorBoard side: what our data is called, and (later) the tab that shows it."""
+"""The TensorBoard side: what our data is called, and the Gradient Flow tab that shows it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 PLUGIN_NAME = "gradient_flow"
@@ -51,6 +51,12 @@ COST = "watch/share_of_time"
 FIRST_NONFINITE = "first_nonfinite"
 """Text: at which sampled step, and where in it, NaN or infinity was first seen."""
 
+VERDICT = "verdict"
+"""Text: what is wrong with the run, if anything; the Gradient Flow tab shows it beside the run's name."""
+
+THEORY = f"{PLUGIN_NAME}_theory"
+"""Tensor [layers, statistics] of what theory predicts, encoded like `gradient_flow`; drawn as a line of its own."""
+
 LAYER_HISTOGRAMS = {
     "gradient": "weight_gradient",
     "weight": "weight",
@@ -73,21 +79,27 @@ class Axes(NamedTuple):
     statistics: list[str]
 
 
-def encode(layers: Sequence[str]) -> bytes:
-    """The plugin data of a gradient_flow tag whose rows are `layers` (their tags)."""
-    return json.dumps({"version": VERSION, "layers": list(layers), "statistics": list(COLUMNS)}).encode()
+def encode(layers: Sequence[str], statistics: Iterable[str] = COLUMNS) -> bytes:
+    """The plugin data of a tag of ours whose rows are `layers` (their tags) and whose columns are `statistics`.
+
+    A gradient_flow tag has all columns; `THEORY` has those of `COLUMNS` that the theory speaks of.
+    """
+    return json.dumps({"version": VERSION, "layers": list(layers), "statistics": list(statistics)}).encode()
 
 
 def decode(content: bytes) -> Axes:
     """What `encode` wrote, in this or an earlier version of the package.
 
-    >>> decode(encode(["1-fc1-784x512"])).layers
-    ['1-fc1-784x512']
+    >>> decode(encode(["1-fc1-784x512"], ["output_rms"]))
+    Axes(layers=['1-fc1-784x512'], statistics=['output_rms'])
     """
     data = json.loads(content)
     if data["version"] > VERSION:
         raise ValueError(f"gradient_flow was written in version {data['version']} of its format, this reads {VERSION}")
-    return Axes(data["layers"], data["statistics"])
+    axes = Axes(data["layers"], data["statistics"])
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in axes):
+        raise ValueError("layers and statistics must be lists of names")
+    return axes
 
 
 def number(layer: object, path: str) -> float:

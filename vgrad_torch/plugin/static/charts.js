@@ -1,0 +1,277 @@
+// The three pictures: flow map, depth profile, waterfall. Each draws itself into an element of a given width.
+
+import { count, format, shade, shorten, special, stepTicks } from './scales.js';
+import { describe, factors } from './waterfall.js';
+
+const SVG = 'http://www.w3.org/2000/svg';
+const RIGHT = 20;
+const SEEN = 5; // a cell of zeros or NaN is drawn at least this many pixels wide and high
+
+// An SVG element; what is written into it is text, never markup.
+export function svg(name, attributes = {}, parent = null, text = null) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== null) element.textContent = text;
+  if (parent) parent.append(element);
+  return element;
+}
+
+function picture(element, width, height, label) {
+  return svg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label }, element);
+}
+
+function title(parent, text) {
+  svg('title', {}, parent, text);
+}
+
+// --- flow map ------------------------------------------------------------------------------------------------------
+
+const MAP_BOTTOM = 22;
+const rowsHeight = (layers) => Math.max(60, 2 * layers, Math.min(400, 22 * layers)); // a pixel for each half of a cell
+
+// `view`: {flow, names, scale, extent: [first step, end], left, words, pick(step), tip(event, lines or null)}.
+// Returns a function that moves the mark of the step chosen.
+export function drawMap(element, width, view) {
+  const { flow, names, extent, left } = view;
+  const height = rowsHeight(names.length);
+  const inner = Math.max(width - left - RIGHT, 50);
+  const ends = [...flow.starts.slice(1), lastEnd(flow.starts)];
+  const x = (step) => left + ((step - extent[0]) / (extent[1] - extent[0])) * inner;
+  const canvas = document.createElement('canvas');
+  canvas.style.cssText = `left:${left}px;width:${inner}px;height:${height}px`;
+  element.append(canvas);
+  paint(canvas, inner, height, view, ends);
+  const root = picture(element, width, height + MAP_BOTTOM, view.words);
+  nameRows(root, names, left, height);
+  stepAxis(root, extent, x, left, inner, height);
+  const mark = svg('path', { class: 'cursor' }, root);
+  const area = svg('rect', { x: left, y: 0, width: inner, height, class: 'area' }, root);
+  const at = (event) => {
+    const box = area.getBoundingClientRect();
+    const step = extent[0] + ((event.clientX - box.left) / box.width) * (extent[1] - extent[0]);
+    const bucket = Math.max(0, flow.starts.findLastIndex((start) => start <= step));
+    const layer = Math.floor(((event.clientY - box.top) / box.height) * names.length);
+    return { bucket: step < ends.at(-1) ? bucket : -1, layer: Math.max(0, Math.min(names.length - 1, layer)) };
+  };
+  area.addEventListener('click', (event) => at(event).bucket >= 0 && view.pick(flow.steps[at(event).bucket]));
+  area.addEventListener('mouseleave', () => view.tip(event, null));
+  area.addEventListener('mousemove', (event) => {
+    const { bucket, layer } = at(event);
+    view.tip(event, bucket < 0 || !names.length ? null : cellWords(view, ends, bucket, layer));
+  });
+  return (step) => mark.setAttribute('d', `M${x(step)},-1V${height + 4}`);
+}
+
+export const lastEnd = (starts) => starts.at(-1) + Math.max(1, starts.at(-1) - (starts.at(-2) ?? starts.at(-1) - 1));
+
+function cellWords(view, ends, bucket, layer) {
+  const { flow, names, tags } = view;
+  const [low, high] = [flow.arrays.low, flow.arrays.high].map((m) => m.values[layer * m.columns + bucket]);
+  const several = flow.samples > flow.starts.length && ends[bucket] - 1 > flow.starts[bucket];
+  const first = count(flow.starts[bucket]);
+  const steps = several ? `steps ${first} to ${count(ends[bucket] - 1)}` : `step ${first}`;
+  const values = Object.is(low, high) ? view.format(low) : `${view.format(low)} to ${view.format(high)}`;
+  return [names[layer], tags[layer], `${steps}: ${values}`];
+}
+
+// Cell by cell in device pixels. The upper half of a cell is the largest value of its steps, the lower half the
+// smallest; so it is with buckets that share a pixel, of which there are many in a long run.
+function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
+  const ratio = window.devicePixelRatio || 1;
+  const [columns, rows] = [canvas.width, canvas.height] = [Math.round(width * ratio), Math.round(height * ratio)];
+  const context = canvas.getContext('2d');
+  const image = context.createImageData(columns, rows);
+  const halves = halfRows(rows, names.length);
+  const column = (step) => Math.round(((step - extent[0]) / (extent[1] - extent[0])) * columns);
+  const marked = [];
+  for (let bucket = 0; bucket < flow.starts.length; ) {
+    const from = column(flow.starts[bucket]);
+    let next = bucket + 1;
+    while (next < flow.starts.length && column(ends[next - 1]) <= from) next += 1;
+    const to = Math.min(columns, Math.max(from + 1, column(ends[next - 1])));
+    for (const { top, bottom, layer, upper } of halves) {
+      const value = extreme(upper ? flow.arrays.high : flow.arrays.low, layer, bucket, next, upper);
+      const kind = special(value, scale);
+      if (kind) marked.push({ kind, box: widened(from, to, top, bottom, SEEN * ratio) });
+      else if (!Number.isNaN(value)) fill(image, [from, to, top, bottom], { plain: shade(scale.share(value)) });
+    }
+    bucket = next;
+  }
+  marked.sort((a, b) => a.kind.rank - b.kind.rank);
+  for (const { kind, box } of marked) fill(image, box, kind);
+  context.putImageData(image, 0, 0);
+}
+
+function halfRows(rows, layers) {
+  const edge = (half) => Math.round((half * rows) / (2 * layers));
+  return Array.from({ length: 2 * layers }, (_, half) => ({
+    top: edge(half), bottom: edge(half + 1), layer: half >> 1, upper: half % 2 === 0,
+  }));
+}
+
+function extreme(matrix, layer, from, to, upper) {
+  let found = NaN;
+  for (let i = layer * matrix.columns + from; i < layer * matrix.columns + to; i += 1) {
+    const value = matrix.values[i];
+    if (Number.isNaN(found) || (upper ? value > found : value < found)) found = value;
+  }
+  return found;
+}
+
+function widened(left, right, top, bottom, least) {
+  const [wide, high] = [right - left, bottom - top].map((size) => Math.max(0, Math.ceil((least - size) / 2)));
+  return [left - wide, right + wide, top - high, bottom + high];
+}
+
+function fill(image, [left, right, top, bottom], { plain, stripe, slope }) {
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let y = Math.max(0, top); y < Math.min(image.height, bottom); y += 1) {
+    for (let x = Math.max(0, left); x < Math.min(image.width, right); x += 1) {
+      const striped = stripe && (((x + slope * y) % 6) + 6) % 6 < 1;
+      pixels[y * image.width + x] = packed(striped ? stripe : plain);
+    }
+  }
+}
+
+const packed = ([red, green, blue]) => red | (green << 8) | (blue << 16) | (255 << 24);
+
+function nameRows(root, names, left, height) {
+  const row = height / names.length;
+  const stride = Math.ceil(13 / row);
+  names.forEach((name, i) => {
+    if (i % stride && i !== names.length - 1) return;
+    if (i !== names.length - 1 && i > names.length - 1 - stride) return;
+    const label = svg('text', { x: left - 6, y: (i + 0.5) * row, class: 'name end middle' }, root, shorten(name));
+    title(label, name);
+  });
+}
+
+function stepAxis(root, extent, x, left, width, height) {
+  svg('path', { d: `M${left},${height}h${width}`, class: 'axis' }, root);
+  for (const step of stepTicks(extent[0], extent[1], width / 80)) {
+    svg('path', { d: `M${x(step)},${height}v4`, class: 'axis' }, root);
+    svg('text', { x: x(step), y: height + 16, class: 'tick center' }, root, count(step));
+  }
+}
+
+// --- along the layers ----------------------------------------------------------------------------------------------
+
+const BOTTOM = 26;
+const TOP = 10;
+
+// Bands of equal width for the layers, their names below, and an axis for the values with its grid.
+function layerFrame(root, { names, left, width, height, scale, top = 0, bottom = 0 }) {
+  const inner = width - left - RIGHT;
+  const band = inner / Math.max(names.length, 1);
+  const x = (layer) => left + (layer + 0.5) * band;
+  const [high, low] = [TOP + top, height - BOTTOM - bottom];
+  const y = (value) => low - scale.share(value) * (low - high);
+  for (const { at, label } of scale.ticks((low - high) / 24)) {
+    const place = low - at * (low - high);
+    svg('path', { d: `M${left},${place}h${inner}`, class: 'grid' }, root);
+    svg('text', { x: left - 12, y: place, class: 'tick end middle' }, root, label);
+  }
+  const wide = Math.max(...names.map((name) => name.length), 1) * 6.6 + 8;
+  const stride = Math.ceil(Math.min(wide, 90) / band);
+  const letters = Math.floor((stride * band - 8) / 6.6);
+  names.forEach((name, i) => {
+    if (i % stride) return;
+    title(svg('text', { x: x(i), y: height - BOTTOM + 16, class: 'name center' }, root, shorten(name, letters)), name);
+  });
+  return { x, y, band, inner, high, low };
+}
+
+// `view`: {series: [{label, style, values, theory}], names, scale, left, words, axis, tip}.
+export function drawProfile(element, width, view) {
+  const height = 270;
+  const root = picture(element, width, height, view.words);
+  const every = view.series.flatMap(({ values }) => [...values]);
+  const top = every.includes(Infinity) ? 20 : 0;
+  const bottom = view.scale.log && every.includes(0) ? 20 : 0;
+  const frame = layerFrame(root, { ...view, width, height, top, bottom });
+  if (top) lane(root, 'NaN, ∞', TOP + 4, view.left, frame.inner);
+  if (bottom) lane(root, '0', height - BOTTOM - 4, view.left, frame.inner);
+  ramp(root, view.left - 7, frame.high, frame.low);
+  const place = (value) => {
+    if (value === Infinity) return TOP + 4;
+    return value === 0 && view.scale.log ? height - BOTTOM - 4 : frame.y(value);
+  };
+  for (const { style, values, theory } of view.series) {
+    const stroke = { style: `stroke:${style.colour}` };
+    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', ...stroke }, root);
+    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', ...stroke }, root);
+  }
+  view.series.forEach((series) => marks(root, series, frame, place, view));
+}
+
+// The map's colours along the axis of values.
+function ramp(root, x, high, low) {
+  const slice = (low - high) / 32;
+  for (let i = 0; i < 32; i += 1) {
+    const fill = `rgb(${shade((i + 0.5) / 32)})`;
+    svg('rect', { x, y: low - (i + 1) * slice, width: 4, height: slice + 0.5, fill }, root);
+  }
+}
+
+function lane(root, label, y, left, width) {
+  svg('path', { d: `M${left},${y}h${width}`, class: 'lane' }, root);
+  svg('text', { x: left - 12, y, class: 'tick end middle' }, root, label);
+}
+
+// A line that is broken where there is no number to draw.
+function line(values, x, y, scale) {
+  let drawing = false;
+  return Array.from(values, (value, i) => {
+    const drawn = Number.isFinite(value) && (value > 0 || !scale.log);
+    const command = drawn ? `${drawing ? 'L' : 'M'}${x(i).toFixed(1)},${y(value).toFixed(1)}` : '';
+    drawing = drawn;
+    return command;
+  }).join('');
+}
+
+function marks(root, { label, style, values, theory, tags }, frame, place, view) {
+  const size = Math.min(1, Math.max(0.35, frame.band / 16));
+  values.forEach((value, i) => {
+    if (Number.isNaN(value)) return;
+    const move = `translate(${frame.x(i).toFixed(1)},${place(value).toFixed(1)}) scale(${size})`;
+    const mark = svg('path', { d: style.mark, transform: move, style: `fill:${style.colour}`, class: 'mark' }, root);
+    const expected = theory ? [`theory: ${view.format(theory[i])}`] : [];
+    mark.addEventListener('mousemove', (event) => view.tip(event, [label, tags[i], view.format(value), ...expected]));
+    mark.addEventListener('mouseleave', (event) => view.tip(event, null));
+  });
+}
+
+// `view`: {og, ig, names, scale, left, words, tip}; values are relative to the last layer's output gradient.
+export function drawWaterfall(element, width, view) {
+  const height = 220;
+  const root = picture(element, width, height, view.words);
+  const frame = layerFrame(root, { ...view, width, height });
+  const way = factors(view.og, view.ig);
+  const half = frame.band / 2;
+  for (const part of way.parts) {
+    const [from, to] = {
+      weights: [frame.x(part.from) - half, frame.x(part.from)],
+      activations: [frame.x(part.to), frame.x(part.to) + half],
+      'not split': [frame.x(part.to), frame.x(part.from)],
+    }[part.kind];
+    bar(root, part, from, to, frame, view);
+  }
+  for (let i = way.first; i <= way.last; i += 1) {
+    const value = view.og[i] / view.og[way.last];
+    if (!(value > 0 && value < Infinity)) continue;
+    svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
+  }
+}
+
+function bar(root, part, from, to, frame, view) {
+  const [top, bottom] = [part.before, part.after].map(frame.y).sort((a, b) => a - b);
+  const kind = part.kind.replace(' ', '-');
+  const gap = to - from > 8 ? 1 : 0;
+  const size = { x: from + gap, y: top, width: to - from - 2 * gap, height: Math.max(bottom - top, 1.5) };
+  const found = svg('rect', { ...size, class: `factor ${kind}` }, root);
+  found.addEventListener('mousemove', (event) => view.tip(event, [describe(part, view.names)]));
+  found.addEventListener('mouseleave', (event) => view.tip(event, null));
+  if (to - from < 34) return;
+  const y = top > frame.high + 12 ? top - 4 : bottom + 11;
+  svg('text', { x: (from + to) / 2, y, class: 'factor center' }, root, `×${format(part.factor)}`);
+}
