@@ -487,3 +487,17 @@ def test_a_layer_gets_the_very_same_tensor_where_it_was_given_it_twice() -> None
         loss_fn(model(X.clone().requires_grad_())).backward()
         optimizer.step()
     assert len(model.cache) == 1
+
+
+def test_the_monitor_says_what_it_makes_of_its_samples() -> None:
+    model = vg.build_mlp([8, *[8] * 20, 4], "sigmoid", "uniform", generator=torch.Generator().manual_seed(0))
+    optimizer = sgd(model)
+    with vg.watch(model, optimizer, every=1) as monitor:
+        with pytest.raises(UsageError, match="there is no sample to judge"):
+            monitor.diagnose()
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.rand(16, 8)), torch.arange(16) % 4).backward()
+            optimizer.step()
+    assert monitor.diagnose().verdict == "vanishing"
+    assert str(monitor.diagnose()).startswith("layer")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from vgrad_torch import hooks
 from vgrad_torch.choices import UsageError, choose
-from vgrad_torch.diagnosis import first_nonfinite
+from vgrad_torch.diagnosis import Diagnosis, diagnose, first_nonfinite
 from vgrad_torch.distributed import Ranks, merged, without_own
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, History, Snapshot
@@ -102,6 +102,14 @@ class Monitor:
     def cost(self) -> float:
         """What watching cost so far, as a share of the wall time: 0 to 1."""
         return self._due.share
+
+    def diagnose(self) -> Diagnosis:
+        """The verdict on what was sampled so far; `str()` of it is a table of the layers and a paragraph.
+
+        Raises:
+            UsageError: nothing was sampled yet.
+        """
+        return diagnose(self.history, optimizer=type(self._optimizer).__name__)
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):
