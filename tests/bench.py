@@ -7,6 +7,7 @@ them alike; a ratio is the median over the rounds, with the quartiles beside it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import math
 import os
@@ -150,7 +151,7 @@ def add_histogram_loop(workload: Workload) -> Iterator[Step]:
 @contextmanager
 def wandb_watch(workload: Workload) -> Iterator[Step]:
     """wandb.watch of gradients and parameters at every step, offline."""
-    import wandb
+    wandb = importlib.import_module("wandb")
 
     model, _, step = workload.fresh()
     with tempfile.TemporaryDirectory() as folder:
