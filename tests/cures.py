@@ -21,8 +21,8 @@ from ensemble import Ensemble
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vgrad_torch.evaluation import LossFunction, evaluate, loss_function
 from vgrad_torch.mlp import build_mlp
-from vgrad_torch.training import LossFunction, evaluate, loss_function
 from vgrad_torch.whatif import WhatIf, apply, what_if
 
 ILL = ("vanishing", "exploding", "dead")

@@ -23,7 +23,7 @@ from selenium import webdriver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from vgrad_torch import training
+from vgrad_torch import recipes, training
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.writer import LOG_EXPONENTS
@@ -44,7 +44,7 @@ PAGE_OF_CARDS = 12  # that many of a group are drawn until asked for more
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
-    return {act: training.run(training.recipe(act=act, epochs=7, runs=str(folder))) for act in ACTIVATIONS}
+    return {act: training.run(recipes.recipe(act=act, epochs=7, runs=str(folder))) for act in ACTIVATIONS}
 
 
 # --- the event file ------------------------------------------------------------------------------------------------

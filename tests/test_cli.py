@@ -324,3 +324,21 @@ def test_make_hands_every_dial_on() -> None:
             assert flag in shown
         off = subprocess.run([*command, "RESIDUAL=0"], capture_output=True, text=True, check=True, cwd=makefile.parent)
         assert "--residual" not in off.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "verdicts"),
+    [
+        (["--act", "sigmoid"], 3, ["vanishing"]),
+        (["--act", "relu", "--init", "he"], 0, ["healthy"]),
+        (["--act", "relu", "--init", "he", "--lr", "1e20"], 3, []),
+    ],
+)
+def test_fail_on_ends_a_training_with_3_if_its_last_verdict_is_listed(
+    arguments: list[str], code: int, verdicts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["train", "--epochs", "2", "--runs", str(tmp_path), "--fail-on", "vanishing,non-finite"]
+    assert main([*options, *arguments]) == code
+    printed = capsys.readouterr().out
+    assert re.findall(r"^verdict at step 0: (\w+), ", printed, re.M) == verdicts
+    assert re.findall(r"^The verdict is (\w+): ", printed, re.M) == verdicts

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import vgrad_torch as vg
-from vgrad_torch import training
+from vgrad_torch import evaluation, recipes, training
 from vgrad_torch.data import Dataset, load
 
 Array = npt.NDArray[Any]
@@ -65,11 +65,11 @@ def put(model: nn.Sequential, oracle: Oracle, epoch: int) -> None:
 
 
 def network(oracle: Oracle, act: str) -> tuple[nn.Sequential, Optimizer]:
-    config = training.recipe("circles", act=act)
+    config = recipes.recipe("circles", act=act)
     assert (config.hidden, config.init, config.batch, config.epochs) == ((5, 5, 5, 5), "normal", BATCH, EPOCHS)
     model = vg.build_mlp([2, *config.hidden, 1], act, config.init)
     put(model, oracle, 0)
-    return model, training.make_optimizer(model, config)
+    return model, recipes.make_optimizer(model, config)
 
 
 def keras_batches(order: Array, data: Dataset) -> training.Batches:
@@ -89,8 +89,8 @@ class Replay:
     oracle: Oracle
     model: nn.Sequential
     monitor: vg.Monitor
-    before: training.Score
-    epochs: list[training.Epoch] = field(default_factory=list)
+    before: evaluation.Score
+    epochs: list[evaluation.Epoch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     kernel_gradients: list[list[Array]] = field(default_factory=list)
     bias_gradients: list[list[Array]] = field(default_factory=list)
@@ -104,7 +104,7 @@ def replay(request: pytest.FixtureRequest, data: Dataset) -> Replay:
     act = str(request.param)
     oracle = oracle_of(f"manual_{act}")
     model, optimizer = network(oracle, act)
-    layers, bce = linears(model), training.loss_function(data.classes)
+    layers, bce = linears(model), evaluation.loss_function(data.classes)
 
     def loss_fn(output: Tensor, y: Tensor) -> Tensor:
         loss = bce(output, y)
@@ -117,14 +117,14 @@ def replay(request: pytest.FixtureRequest, data: Dataset) -> Replay:
             seen.kernel_gradients.append(copies([x.weight.grad for x in layers if x.weight.grad is not None]))
             seen.bias_gradients.append(copies([x.bias.grad for x in layers if x.bias.grad is not None]))
 
-    def on_epoch(epoch: training.Epoch) -> None:
+    def on_epoch(epoch: evaluation.Epoch) -> None:
         seen.epochs.append(epoch)
         seen.kernels.append(copies([x.weight for x in layers]))
         seen.biases.append(copies([x.bias for x in layers]))
 
     optimizer.register_step_pre_hook(before_step)
     with vg.watch(model, optimizer, every=1, histograms=False) as monitor:
-        seen = Replay(oracle, model, monitor, training.scores(model, data, bce)[0])
+        seen = Replay(oracle, model, monitor, evaluation.scores(model, data, bce)[0])
         training.train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=EPOCHS,
             training_batches=keras_batches(oracle["order"], data), on_epoch=on_epoch,
@@ -280,10 +280,10 @@ def test_torchs_own_rmsprop_would_invert_the_document(act: str, low: float, high
     oracle = oracle_of(f"manual_{act}")
     model, _ = network(oracle, act)
     optimizer = torch.optim.RMSprop(model.parameters())
-    epochs: list[training.Epoch] = []
+    epochs: list[evaluation.Epoch] = []
     with vg.watch(model, optimizer, every=STEPS, histograms=False) as monitor:
         training.train(
-            model, data, optimizer, monitor, loss_fn=training.loss_function(2), epochs=EPOCHS,
+            model, data, optimizer, monitor, loss_fn=evaluation.loss_function(2), epochs=EPOCHS,
             training_batches=keras_batches(oracle["order"], data), on_epoch=epochs.append,
         )  # fmt: skip
     assert low <= epochs[-1].train.accuracy <= high
@@ -311,10 +311,10 @@ def test_the_score_of_the_fitted_networks(act: str, data: Dataset) -> None:
     """The published 0.6649572 / .588, 0.0129180 / .993 and 0.0168959 / .994, from Keras' final weights."""
     oracle = oracle_of(f"fit_{act}")
     model, _ = network(oracle, act)
-    loss_fn = training.loss_function(2)
-    assert round(training.scores(model, data, loss_fn)[0].accuracy, 3) == float(oracle["acc_before"])
+    loss_fn = evaluation.loss_function(2)
+    assert round(evaluation.scores(model, data, loss_fn)[0].accuracy, 3) == float(oracle["acc_before"])
     put(model, oracle, EPOCHS)
-    score, _ = training.scores(model, data, loss_fn)
+    score, _ = evaluation.scores(model, data, loss_fn)
     assert round(score.accuracy, 3) == float(oracle["acc_after"])
     assert score.loss == pytest.approx(float(oracle["evaluate_loss"]), abs=3e-7)
 
@@ -332,12 +332,12 @@ BASELINES = {
 class Outcome:
     """What is kept of a run: the final score, the sampled steps, and the gradients' std [record, layer]."""
 
-    score: training.Score
+    score: evaluation.Score
     steps: list[int]
     std: Array
 
 
-def outcome(config: training.TrainConfig) -> Outcome:
+def outcome(config: recipes.TrainConfig) -> Outcome:
     result = training.run(config)
     history = result.monitor.history
     return Outcome(result.epochs[-1].train, history.steps, history.series("weight_gradient", "std"))
@@ -351,7 +351,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome
         name: {**given, "init": "glorot", "optimizer": "adam", "every": STEPS} for name, given in BASELINES.items()
     }
     configs = [
-        training.recipe("circles", seed=seed, runs=runs, name=f"{name} {seed}", **given)
+        recipes.recipe("circles", seed=seed, runs=runs, name=f"{name} {seed}", **given)
         for name, given in networks.items()
         for seed in SEEDS
     ]
@@ -417,8 +417,8 @@ def test_baselines_lie_in_keras_band(
 
 
 def test_the_recipe_is_the_documents() -> None:
-    config = training.recipe("circles", act="tanh")
+    config = recipes.recipe("circles", act="tanh")
     assert (config.optimizer, config.lr, config.momentum, config.weight_decay) == ("rmsprop", 1e-3, 0.0, 0.0)
-    optimizer = training.make_optimizer(nn.Sequential(nn.Linear(2, 5)), config)
+    optimizer = recipes.make_optimizer(nn.Sequential(nn.Linear(2, 5)), config)
     for group in optimizer.param_groups:
         assert (group["alpha"], group["eps"], group["centered"]) == (0.9, 1e-7, False)

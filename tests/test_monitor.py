@@ -501,3 +501,15 @@ def test_the_monitor_says_what_it_makes_of_its_samples() -> None:
             optimizer.step()
     assert monitor.diagnose().verdict == "vanishing"
     assert str(monitor.diagnose()).startswith("layer")
+
+
+def test_losses_tell_the_verdict_that_a_network_learns() -> None:
+    model = vg.build_mlp([8, *[8] * 20, 4], "sigmoid", "uniform", generator=torch.Generator().manual_seed(0))
+    optimizer = sgd(model)
+    with vg.watch(model, optimizer, every=1) as monitor:
+        for loss in (2.0, 1.0, 0.2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.rand(16, 8)), torch.arange(16) % 4).backward()
+            optimizer.step()
+            monitor.losses.append(loss)
+    assert monitor.diagnose().verdict == "healthy"

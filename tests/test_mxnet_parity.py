@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vgrad_torch as vg
-from vgrad_torch import training
+from vgrad_torch import evaluation, recipes
 
 Array = npt.NDArray[Any]
 Oracle = dict[str, Array]
@@ -40,7 +40,7 @@ def batch(oracle: Oracle, number: int, device: int | None = None) -> tuple[Tenso
 
 
 def network(oracle: Oracle, init: str, act: str) -> nn.Sequential:
-    config = training.recipe("mnist", init=init, act=act)
+    config = recipes.recipe("mnist", init=init, act=act)
     assert (WIDTHS[0], *config.hidden, WIDTHS[-1]) == WIDTHS
     model = vg.build_mlp(WIDTHS, act, init)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def biases(model: nn.Sequential) -> list[Tensor]:
     return [layer.bias for layer in linears(model)]
 
 
-def look(model: nn.Sequential, x: Tensor, y: Tensor, loss_fn: training.LossFunction = summed_loss) -> vg.Snapshot:
+def look(model: nn.Sequential, x: Tensor, y: Tensor, loss_fn: evaluation.LossFunction = summed_loss) -> vg.Snapshot:
     """What the monitor sees of a step that changes nothing; the gradients stay."""
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     still.zero_grad()
@@ -134,7 +134,7 @@ def test_the_values_that_mxnets_monitor_printed(oracle: Oracle, init: str, act: 
 @pytest.mark.parametrize(("init", "act"), NETWORKS)
 def test_the_mean_loss_has_a_32nd_of_it(oracle: Oracle, init: str, act: str) -> None:
     """The package trains on the mean over a batch, so for the same 32 samples it shows what MXNet shows over 32."""
-    loss_fn = training.loss_function(WIDTHS[-1])
+    loss_fn = evaluation.loss_function(WIDTHS[-1])
     model = network(oracle, init, act)
     for device in DEVICES:
         snapshot = look(model, *batch(oracle, 0, device), loss_fn)
@@ -145,7 +145,7 @@ def test_the_mean_loss_has_a_32nd_of_it(oracle: Oracle, init: str, act: str) -> 
 def test_a_whole_batch_has_the_mean_of_its_slices(oracle: Oracle, init: str, act: str) -> None:
     """All 128 samples in one batch have the devices' four sums over 128."""
     model = network(oracle, init, act)
-    look(model, *batch(oracle, 0), training.loss_function(WIDTHS[-1]))
+    look(model, *batch(oracle, 0), evaluation.loss_function(WIDTHS[-1]))
     assert_same(gradients(weights(model))[LAST], oracle[f"{init}_{act}_fc5_gradients"][0].sum(0) / 128)
 
 
@@ -167,9 +167,9 @@ def test_five_steps_of_a_device(oracle: Oracle, init: str, act: str, device: int
     """The document's devices never meet: each trains its own replica, with its own momentum, on its 32 samples."""
     run = f"{init}_{act}"
     constants, divisor = RULES[rule]
-    config = training.recipe("mnist", init=init, act=act, **constants)
+    config = recipes.recipe("mnist", init=init, act=act, **constants)
     model = network(oracle, init, act)
-    optimizer = training.make_optimizer(model, config)
+    optimizer = recipes.make_optimizer(model, config)
     with vg.watch(model, optimizer, every=1, histograms=False) as monitor:
         for number in range(5):
             x, y = batch(oracle, number, device)

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
-from vgrad_torch import training
+from vgrad_torch import evaluation, recipes, training
 from vgrad_torch.choices import UsageError
 from vgrad_torch.monitor import watch
-from vgrad_torch.training import recipe
+from vgrad_torch.plugin import metadata as names
+from vgrad_torch.recipes import recipe
 
 
-def short(tmp_path: Path, **given: Any) -> training.TrainConfig:
+def short(tmp_path: Path, **given: Any) -> recipes.TrainConfig:
     return recipe("digits", **{"runs": str(tmp_path), "hidden": (16, 8), "epochs": 2, "init": "he", **given})
 
 
@@ -23,11 +26,11 @@ def test_recipes_are_those_of_the_documents() -> None:
     circles = recipe("circles")
     assert (circles.hidden, circles.init, circles.batch, circles.epochs) == ((5, 5, 5, 5), "normal", 32, 100)
     model = nn.Linear(2, 1)
-    keras = training.make_optimizer(model, circles).defaults
+    keras = recipes.make_optimizer(model, circles).defaults
     assert (keras["lr"], keras["alpha"], keras["eps"], keras["momentum"]) == (1e-3, 0.9, 1e-7, 0)
     mnist = recipe("mnist")
     assert (mnist.hidden, mnist.init, mnist.batch, mnist.epochs) == ((512, 256, 128, 64, 32, 16), "uniform", 32, 10)
-    groups = training.make_optimizer(model, mnist).param_groups
+    groups = recipes.make_optimizer(model, mnist).param_groups
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in groups] == [(0.025, 0.9, 1e-5), (0.025, 0.9, 0.0)]
     assert [p.dim() for g in groups for p in g["params"]] == [2, 1]
 
@@ -103,7 +106,7 @@ def test_scores_are_means_over_all_samples() -> None:
     nn.init.ones_(model.weight)
     x = torch.tensor([[1.0], [-2.0], [3.0]])
     y = torch.tensor([1, 1, 1])
-    score = training.evaluate(model, x, y, training.loss_function(2))
+    score = evaluation.evaluate(model, x, y, evaluation.loss_function(2))
     expected = sum(math.log1p(math.exp(-v)) for v in (1.0, -2.0, 3.0)) / 3
     assert score.loss == pytest.approx(expected, rel=1e-6)
     assert score.accuracy == pytest.approx(2 / 3)
@@ -239,8 +242,8 @@ def test_dials_are_in_the_name_the_config_and_the_hyperparameters(tmp_path: Path
     written = json.loads((result.folder / "config.json").read_text())
     expected = {"norm": "batch", "residual": True, "gain": 2.0, "bias": -0.5, "clip": 1.0}
     assert {key: written[key] for key in expected} == expected
-    assert {key: training.hyperparameters(config)[key] for key in expected} == expected
-    plain = training.hyperparameters(short(tmp_path))
+    assert {key: recipes.hyperparameters(config)[key] for key in expected} == expected
+    plain = recipes.hyperparameters(short(tmp_path))
     assert [plain[key] for key in expected] == ["none", False, 1.0, 0.0, 0.0]
     assert "block2.fc2" in dict(result.model.named_modules())
 
@@ -254,8 +257,8 @@ def test_evaluation_uses_and_keeps_what_a_batch_norm_gathered() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3))
     x, y = torch.randn(7, 2), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    whole = training.evaluate(model, x, y, nn.functional.cross_entropy)
-    parts = [training.evaluate(model, x[i : i + 1], y[i : i + 1], nn.functional.cross_entropy) for i in range(7)]
+    whole = evaluation.evaluate(model, x, y, nn.functional.cross_entropy)
+    parts = [evaluation.evaluate(model, x[i : i + 1], y[i : i + 1], nn.functional.cross_entropy) for i in range(7)]
     assert whole.loss == pytest.approx(sum(part.loss for part in parts) / 7, rel=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -281,3 +284,45 @@ def test_batch_norm_of_a_single_sample_is_refused(data: str, batch: int, tmp_pat
 def test_bad_dials_are_refused_in_a_sentence(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         recipe("digits", **given)
+
+
+def logged(folder: Path, tag: str) -> list[Any]:
+    """(step, tensor) of a tag in a run's event file."""
+    log = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return [(event.step, make_ndarray(event.tensor_proto)) for event in log.Tensors(tag)]
+
+
+def test_the_verdict_is_logged_where_it_changes_and_at_the_end(tmp_path: Path) -> None:
+    deep = training.run(short(tmp_path, act="sigmoid", init="uniform", hidden=(32,) * 8, epochs=4))
+    words = [(step, str(text.item())) for step, text in logged(deep.folder, names.VERDICT)]
+    assert [step for step, _ in words] == [0, 132]
+    assert all("**vanishing**" in text for _, text in words)
+    assert deep.diagnosis.verdict == "vanishing"
+    learns = training.run(short(tmp_path, hidden=(64,), epochs=8))
+    assert learns.diagnosis.verdict == "healthy"
+    assert math.isclose(learns.diagnosis.evidence.loss, learns.epochs[-1].train.loss / learns.epochs[0].train.loss)
+    assert "**healthy**" in str(logged(learns.folder, names.VERDICT)[-1][1].item())
+
+
+def test_theory_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path, act="tanh", init="glorot", hidden=(256,) * 4, epochs=1))
+    (theory,) = [table for _, table in logged(result.folder, names.THEORY)]
+    first = result.monitor.history[0]
+    for column, quantity in enumerate(("weight", "output", "output_gradient")):
+        measured = [getattr(layer, quantity).rms for layer in first.layers]
+        assert theory[:, column] == pytest.approx(measured, rel=0.4)
+    inputs = [layer.input_gradient.rms for layer in first.layers[1:] if layer.input_gradient]
+    assert theory[1:, 4] == pytest.approx(inputs, rel=0.4)
+    metadata = EventAccumulator(str(result.folder)).Reload().SummaryMetadata(names.THEORY)
+    tags = names.decode(metadata.plugin_data.content).layers
+    assert (
+        tags
+        == names.decode(
+            EventAccumulator(str(result.folder)).Reload().SummaryMetadata(names.PLUGIN_NAME).plugin_data.content
+        ).layers
+    )
+
+
+def test_of_a_network_that_theory_does_not_know_no_line_is_drawn(tmp_path: Path) -> None:
+    result = training.run(short(tmp_path, norm="layer", epochs=1))
+    assert names.THEORY not in EventAccumulator(str(result.folder)).Reload().Tags()["tensors"]

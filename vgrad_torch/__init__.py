@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vgrad_torch.checkup import preflight as preflight
+    from vgrad_torch.diagnosis import Diagnosis as Diagnosis
+    from vgrad_torch.diagnosis import diagnose as diagnose
     from vgrad_torch.mlp import build_mlp as build_mlp
     from vgrad_torch.monitor import Monitor as Monitor
     from vgrad_torch.monitor import watch as watch
@@ -27,12 +29,16 @@ _HOME = {
     "Monitor": "monitor",
     "History": "records",
     "Snapshot": "records",
+    "Diagnosis": "diagnosis",
+    "diagnose": "diagnosis",
     "predict": "theory",
     "preflight": "checkup",
     "what_if": "whatif",
 }
 
-__all__ = ["History", "Monitor", "Snapshot", "build_mlp", "predict", "preflight", "watch", "what_if"]
+__all__ = [
+    "Diagnosis", "History", "Monitor", "Snapshot", "build_mlp", "diagnose", "predict", "preflight", "watch", "what_if",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

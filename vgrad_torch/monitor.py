@@ -36,8 +36,9 @@ class Monitor:
 
     `history` holds the snapshots, `step` counts the optimizer steps so far, `layers` are the watched modules by name,
     `writer` takes what else belongs into the log, `nonfinite` says where NaN or infinity first stood (or None).
-    `ranks` are the processes that train the model together; the history is the same on each. On steps that are not
-    sampled the model carries no hook at all.
+    `ranks` are the processes that train the model together; the history is the same on each. `losses` are those
+    of the training, in order, if you append any (one each epoch is enough): the verdict then sees by them whether the
+    network learns. On steps that are not sampled the model carries no hook at all.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Monitor:
         on_sample: Callable[[Snapshot], None] | None,
     ) -> None:
         self.history = History()
+        self.losses: list[float] = []
         self.step = 0
         self.writer = writer
         self.ranks = ranks
@@ -69,6 +71,7 @@ class Monitor:
         self._on_sample = on_sample
         self._sample: Sample | None = None
         self.nonfinite: str | None = None
+        self._verdict = ""
         self._warned: set[str] = set()
         self._scaler = scaler
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
@@ -95,6 +98,8 @@ class Monitor:
         self._end()
         try:
             self._write_depth_profile()
+            if self.history:
+                self._write_verdict(self.diagnose())
         finally:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
@@ -106,10 +111,19 @@ class Monitor:
     def diagnose(self) -> Diagnosis:
         """The verdict on what was sampled so far; `str()` of it is a table of the layers and a paragraph.
 
+        It is written to the log where it differs from the last one, and at the end.
+
         Raises:
             UsageError: nothing was sampled yet.
         """
-        return diagnose(self.history, optimizer=type(self._optimizer).__name__)
+        found = diagnose(self.history, optimizer=type(self._optimizer).__name__, losses=self.losses)
+        if found.verdict != self._verdict:
+            self._write_verdict(found)
+        return found
+
+    def _write_verdict(self, found: Diagnosis) -> None:
+        self._verdict = found.verdict
+        self.writer.text(names.VERDICT, found.markdown(), found.evidence.step)
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):
@@ -232,6 +246,7 @@ class Monitor:
             self._unprofiled = snapshot
             if self._depth_profiles(self.step):
                 self._write_depth_profile()
+                self.diagnose()
 
     def _write_depth_profile(self) -> None:
         if self._unprofiled is not None:

@@ -18,7 +18,8 @@ from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot
 from vgrad_torch.theory import Prediction
 
 if TYPE_CHECKING:  # a prediction is shown without loading torch
-    from vgrad_torch.training import Epoch, TrainConfig
+    from vgrad_torch.evaluation import Epoch
+    from vgrad_torch.recipes import TrainConfig
 
 _DECADES = (-10.0, 0.0)  # the bars' axis, log10 of the RMS
 _WIDTH = 40

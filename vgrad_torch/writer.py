@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -82,6 +82,11 @@ class Writer:
         """Write the whole net at one step as one ridge: an event per layer, as its step axis is the layer's number."""
         for number, value in _depth_profile(snapshot) if self._sink else ():
             self._add([value], number, snapshot.wall_time)
+
+    def theory(self, layers: Sequence[str], columns: Mapping[str, Sequence[float]]) -> None:
+        """Write what theory expects, {statistic: a number for each layer}; `layers` are their tags."""
+        table = np.array(list(columns.values()), "<f4").T
+        self._add([_value(names.THEORY, table, _metadata(names.PLUGIN_NAME, names.encode(layers, columns)))])
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write {tag: value}, all at one step; NaN and infinity are written as they are."""

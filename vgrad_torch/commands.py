@@ -1,0 +1,236 @@
+"""What the commands do, and all that they print. What is heavy is imported where it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from vgrad_torch.choices import UsageError
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"--monitor {text!r} is not a regular expression: {error}") from None
+
+
+_FLAGS = {
+    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "norm": "NORM", "residual": "RESIDUAL",
+    "gain": "GAIN", "bias": "BIAS", "optimizer": "OPT", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WD",
+    "clip": "CLIP", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
+    "every": "EVERY", "name": "NAME", "runs": "RUNS", "data_dir": "DATA_DIR",
+}  # fmt: skip
+"""Option of `vgrad train` -> variable of `make train`."""
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train one network and show how it goes."""
+    pattern = _pattern(options.monitor) if options.monitor else None
+    from rich.console import Console
+
+    from vgrad_torch import recipes, training
+
+    given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
+    config = recipes.recipe(options.data or "digits", **given)
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    display = _Display(config, console, pattern)
+    try:
+        with display:
+            result = training.run(
+                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample
+            )
+    except training.NonFiniteError as error:
+        print(f"vgrad: {error}. Training stopped, the log up to there is kept; try a smaller --lr", file=sys.stderr)
+        return 3 if "non-finite" in options.fail_on else 2
+    _print_result(result, console)
+    if result.monitor.writer.fault:
+        print(f"vgrad: the log is not whole: {result.monitor.writer.fault}", file=sys.stderr)
+        return 1
+    _print_next(options, config, console)
+    return 3 if result.diagnosis.verdict in options.fail_on else 0
+
+
+class _Display:
+    """A run while it goes on: a live picture on a terminal, plain lines elsewhere."""
+
+    def __init__(self, config: Any, console: Any, pattern: re.Pattern[str] | None) -> None:
+        from rich.live import Live
+
+        self._config = config
+        self._console = console
+        self._pattern = pattern
+        self._verdict = ""
+        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+
+    def __enter__(self) -> None:
+        if self._live is not None:
+            self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def start(self, folder: Any, epoch: Any) -> None:
+        self.say(f"run {folder}: {_summary(self._config)}")
+        self._show(epoch, None)
+
+    def epoch(self, epoch: Any, monitor: Any) -> None:
+        self._show(epoch, monitor.history[-1])
+        found = monitor.diagnose()
+        if found.verdict != self._verdict:
+            self._verdict = found.verdict
+            self.say(f"verdict at step {found.evidence.step:,}: {found.verdict}, {found.because}")
+
+    def _show(self, epoch: Any, snapshot: Any) -> None:
+        from vgrad_torch import terminal
+
+        if self._live is None:
+            self.say(terminal.epoch_line(epoch, self._config.epochs, snapshot))
+        else:
+            self._live.update(terminal.live_picture(epoch, self._config.epochs, snapshot, self._console))
+
+    def sample(self, snapshot: Any) -> None:
+        from vgrad_torch import terminal
+
+        if self._pattern is None:
+            return
+        lines = list(terminal.monitor_lines(snapshot, self._pattern))
+        if not lines and snapshot.step == 0:
+            names = f"{snapshot.layers[0].label}.weight_gradient"
+            self.say(f"--monitor {self._pattern.pattern!r} matches nothing; names are like {names}")
+        for line in lines:
+            self.say(line)
+
+
+def _summary(config: Any) -> str:
+    widths = "-".join(str(width) for width in config.hidden) or "none"
+    dials = {
+        f"{config.norm} norm": config.norm, "residual": config.residual, f"gain {config.gain:g}": config.gain != 1,
+        f"biases {config.bias:g}": config.bias, f"gradient clipped to {config.clip}": config.clip,
+    }  # fmt: skip
+    parts = [
+        config.data, f"hidden layers {widths}", config.act, f"{config.init} weights",
+        *(words for words, turned in dials.items() if turned),
+        f"{config.optimizer} lr {config.lr:g}", f"batch {config.batch}", f"{config.epochs} epochs",
+        f"seed {config.seed}",
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _print_result(result: Any, console: Any) -> None:
+    from vgrad_torch import terminal
+
+    history = result.monitor.history
+    console.print()
+    console.size = (max(console.width, 80), console.height)  # a table that wraps can be read, one that is cut cannot
+    console.print(terminal.layer_table(history[-1]))
+    classes = result.model[-1].out_features if result.model[-1].out_features > 1 else 2
+    words = terminal.result_paragraph(result.config, result.epochs, history[0], history[-1], classes)
+    console.print(words, markup=False)
+    console.print(f"\nThe verdict is {result.diagnosis.paragraph()}", markup=False)
+    console.print(f"\nLogged in {result.folder}.", markup=False)
+
+
+def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
+    """What to type next: this run's command with another activation or other weights."""
+    other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
+    rows = [(_command("board", {"runs": options.runs}), "see the histograms in TensorBoard")]
+    given = {name: getattr(options, name) for name in _FLAGS if name != "name"}
+    rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
+    if config.init != "he":
+        rows.append((_command("train", {**given, "act": "relu", "init": "he"}), "relu with weights made for it"))
+    console.print("Next:", markup=False)
+    width = max(len(command) for command, _ in rows)
+    for command, meaning in rows:
+        console.print(f"  {command:<{width}}  {meaning}", markup=False)
+
+
+def _command(name: str, options: Mapping[str, Any]) -> str:
+    """A command line of make's, if make started this, else of vgrad's; what the recipe has anyway is left out."""
+    words = ["make" if "VGRAD_MAKE" in os.environ else "vgrad", name]
+    defaults = {"data": "digits", "runs": "runs"}
+    for option, value in options.items():
+        if value is None or value == defaults.get(option):
+            continue
+        if value is True:
+            words.append(f"{_FLAGS[option]}=1" if words[0] == "make" else f"--{option}")
+            continue
+        text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
+    return " ".join(words)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Show what theory expects."""
+    from rich.console import Console
+
+    from vgrad_torch import terminal, theory
+
+    prediction = theory.predict(
+        options.widths, options.act, options.init,
+        gain=options.gain, bias=options.bias, batch=options.batch, mean_square=options.mean_square,
+    )  # fmt: skip
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    console.size = (max(console.width, 80), console.height)
+    console.print(terminal.prediction_table(prediction, console))
+    console.print(terminal.prediction_paragraph(prediction), markup=False)
+    return 0
+
+
+def preflight(options: argparse.Namespace) -> int:
+    """Judge a network from one batch and, if asked, try what could mend it."""
+    names = [name for name in _FLAGS if hasattr(options, name)]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.target is None:
+        found, tried = _preflight_recipe(options.what_if, given)
+    else:
+        found, tried = _preflight_entry(options.target, options.what_if, given)
+    print(found)
+    if tried is not None:
+        print(f"\nWhat if\n\n{tried}")
+    if tried is not None and options.target is None and tried.best is not None and tried.best.mend.flags is not None:
+        print(f"\nOr: {_command('train', {**given, **tried.best.mend.flags})}")
+    return 3 if found.verdict in options.fail_on else 0
+
+
+def _preflight_recipe(ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    from vgrad_torch import checkup, recipes, training, whatif
+
+    setup = training.set_up(recipes.recipe(**given), lambda line: print(line, file=sys.stderr))
+    parts = setup.model, setup.loss_fn, next(iter(setup.batches())), setup.optimizer
+    return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+
+
+def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    from vgrad_torch import checkup, whatif
+    from vgrad_torch.entry import entry, words
+
+    if given:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for built-in networks; {target} brings its own")
+    made = entry(target)
+    parts = made.model, made.loss_fn, made.batch, made.optimizer
+    try:
+        return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
+
+
+def board(options: argparse.Namespace) -> int:
+    """Become TensorBoard."""
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port must be between 0 and 65535, not {options.port}")
+    if not os.path.isdir(options.runs):
+        raise UsageError(f"there is no folder {options.runs}; make a run first: vgrad train --act relu")
+    program = [sys.executable, "-m", "tensorboard.main", "--logdir", options.runs, "--host", "localhost"]
+    os.execv(sys.executable, [*program, "--port", str(options.port)])
