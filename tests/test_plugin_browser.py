@@ -220,7 +220,7 @@ def test_theory_is_a_dashed_line_through_its_own_numbers(tab: Tab) -> None:
     ticks = dict(tab.ask("return all('#profile .tick').map(t => [text(t), Number(t.getAttribute('y'))])"))
     heights = [float(y) for y in re.findall(r",([\d.]+)", line[1])]
     assert heights == pytest.approx([ticks["1e-7"], ticks["1e-6"], ticks["1e-5"]], abs=0.1)
-    assert tab.ask("return texts('#profile .muted')[0]").endswith("dashed: theory.")
+    assert tab.ask("return texts('#profile .muted')[0]").endswith("dashed: theory, before training.")
     tab.find("input[value=weight]").click()
     assert tab.wait("return all('#profile path.theory').length", lambda count: count == 0) == 0
 

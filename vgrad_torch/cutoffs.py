@@ -16,6 +16,9 @@ from dataclasses import dataclass
 EARLY = 150
 """Steps, 5 % of the calibration's training: from here on it counts that the error has not fallen."""
 
+KEPT = (0.1, 30.0)
+"""Of 235 networks of the grid whose ratio of norms, first layer's over last, lay between these, all trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cutoffs:

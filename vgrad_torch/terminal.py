@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vgrad_torch.criticality import Criticality
+from vgrad_torch.cutoffs import KEPT
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot
 from vgrad_torch.theory import Prediction
 
@@ -162,9 +163,6 @@ def monitor_lines(snapshot: Snapshot, pattern: re.Pattern[str]) -> Iterator[str]
                 yield f"step {snapshot.step:>7}  {name:<28} {stats.rms:.6g}"
 
 
-_KEPT = (0.1, 30.0)  # 235 nets of 2 to 20 layers had a ratio of norms between these: SGD and Adam trained them all
-
-
 def prediction_table(prediction: Prediction, console: Console) -> Table:
     """Layer by layer what theory expects; the bar is the output gradient's norm over the largest, from 1e-10 to 1."""
     title = f"{prediction.activation}, {prediction.init} weights, before training: expected"
@@ -201,7 +199,7 @@ def _expected_fate(prediction: Prediction) -> str:
     if first == last:
         return "A single layer hands no gradient down."
     ratio = prediction.norm_ratio
-    word = "vanishes" if ratio < _KEPT[0] else "explodes" if ratio > _KEPT[1] else "keeps its size"
+    word = "vanishes" if ratio < KEPT[0] else "explodes" if ratio > KEPT[1] else "keeps its size"
     return (
         f"The gradient {word}: at {first} its norm is {ratio:.2g} of that at {last}; one net in three is off by more "
         f"than a factor of {10**prediction.scatter:.2g}."

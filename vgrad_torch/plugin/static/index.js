@@ -231,8 +231,16 @@ const heading = (series) => h('h3', {}, swatch(series), h('span', {}, label(seri
 
 function notes(series) {
   const problem = loaded(series)?.problem;
-  const found = Object.values(series.notes).map((text) => h('p', { class: 'note muted' }, text));
+  const found = Object.values(series.notes).map(note);
   return problem ? [h('p', { class: 'problem', role: 'alert' }, problem), ...found] : found;
+}
+
+// A text of the run without its tables, **words** in bold; what follows the first sentence can be unfolded.
+function note(text) {
+  const words = text.split('\n').filter((line) => !line.startsWith('|')).join('\n').trim();
+  const end = words.indexOf('. ') + 1;
+  const first = (end ? words.slice(0, end) : words).split('**').map((part, i) => (i % 2 ? h('strong', {}, part) : part));
+  return end ? h('details', { class: 'note muted' }, h('summary', {}, ...first), words.slice(end)) : h('p', { class: 'note muted' }, ...first);
 }
 
 function drawStep() {
@@ -255,7 +263,7 @@ function drawProfiles() {
   const theories = found.flatMap(({ theory }) => (theory ? [theory] : []));
   const words = `${QUANTITIES[state.quantity][1]} against depth, step ${count(currentStep())}`;
   const view = { series: found, names: longest.map(layerName), scale: scale(theories), left: leftMargin(), words, tip };
-  page.profileWords.textContent = words + others() + (theories.length ? '; dashed: theory' : '') + '.';
+  page.profileWords.textContent = words + others() + (theories.length ? '; dashed: theory, before training' : '') + '.';
   page.profile.replaceChildren();
   if (longest.length) drawProfile(page.profile, page.profile.clientWidth, { ...view, format: formatted });
   drawNumbers();
