@@ -102,7 +102,7 @@ def tab(
     write(logdir / "a", [(step, typical(scale)) for step, scale in SCALES.items()])
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
     write(logdir / "a", [(0, THEORY)], tag=names.THEORY, statistics=["weight_gradient_rms"])
-    flows.say(logdir / "a", names.VERDICT, "vanishing: <b>fc1</b> gets nothing")
+    flows.say(logdir / "a", names.VERDICT, "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu.")
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
     plain.close()
@@ -144,9 +144,15 @@ def test_the_tab_is_there_by_itself_and_shows_both_runs(tab: Tab) -> None:
     tab.page.picture("gradient_flow")
 
 
-def test_the_verdict_is_shown_as_text(tab: Tab) -> None:
+def test_the_verdict_is_shown_as_text_and_unfolds(tab: Tab) -> None:
     tab.open()
-    assert tab.wait("return texts('#maps .note')") == ["vanishing: <b>fc1</b> gets nothing"]
+    assert tab.wait("return texts('#maps .note')") == ["vanishing: <b>fc1</b> gets none. Take relu."]
+    assert tab.ask("return texts('#maps .note strong')") == ["vanishing"]
+    summary = tab.find("#maps .note summary")
+    assert summary.text == "vanishing: <b>fc1</b> gets none."
+    height = tab.find("#maps .note").size["height"]
+    summary.click()
+    assert tab.find("#maps .note").size["height"] > height
 
 
 def test_cells_have_the_colours_of_one_scale_for_all_runs(tab: Tab) -> None:
