@@ -102,7 +102,8 @@ def tab(
     write(logdir / "a", [(step, typical(scale)) for step, scale in SCALES.items()])
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
     write(logdir / "a", [(0, THEORY)], tag=names.THEORY, statistics=["weight_gradient_rms"])
-    flows.say(logdir / "a", names.VERDICT, "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu.")
+    verdict = "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu."
+    flows.say(logdir / "a", names.VERDICT, verdict)
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
     plain.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -175,8 +176,8 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         chain=_is_chain(newest),
         tenth=_tenth(layers),
         nonfinite=next((where for s in judged if (where := first_nonfinite(s))), None),
-        frozen=tuple(layer.label for layer in newest.layers if _frozen(layer, newest)),
-        cut_off=tuple(layer.label for layer in newest.layers if all(_cut_off(layer.label, s) for s in judged)),
+        frozen=tuple(_frozen(newest)),
+        cut_off=tuple(_cut_off(judged)),
         scaled=bool(_with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
     )
 
@@ -245,15 +246,22 @@ def _is_chain(snapshot: Snapshot) -> bool:
     return found is not None and found.chain and {layer.kind for layer in reached(snapshot)} == {"Linear"}
 
 
-def _frozen(layer: LayerSnapshot, snapshot: Snapshot) -> bool:
-    """Its weights require no gradient, or the optimizer that moves others does not have them."""
-    stepped = any(other.update_rms is not None for other in snapshot.layers)
-    outside = stepped and layer.weight_gradient is not None and layer.update_rms is None
-    return layer.trainable is False or outside
+def _frozen(snapshot: Snapshot) -> Iterator[str]:
+    """Layers no weight of which requires a gradient, or that the optimizer which moves others does not have."""
+    stepped = any(layer.update_rms is not None for layer in snapshot.layers)
+    for layer in snapshot.layers:
+        outside = stepped and layer.weight_gradient is not None and layer.update_rms is None
+        if layer.trainable is False or outside:
+            yield layer.label
 
 
-def _cut_off(label: str, snapshot: Snapshot) -> bool:
-    layer = next((x for x in snapshot.layers if x.label == label), None)
-    if layer is None or layer.trainable is False or layer.weight is None:
+def _cut_off(samples: Sequence[Snapshot]) -> Iterator[str]:
+    """Layers that no gradient arrived at in any of the samples."""
+    everywhere = Counter(layer.label for snapshot in samples for layer in snapshot.layers if _without_gradient(layer))
+    return (layer.label for layer in samples[-1].layers if everywhere[layer.label] == len(samples))
+
+
+def _without_gradient(layer: LayerSnapshot) -> bool:
+    if layer.trainable is False or layer.weight is None:
         return False
     return layer.output_gradient is None and (layer.weight_gradient is None or not layer.weight_gradient.rms)

@@ -91,7 +91,7 @@ def what_if(
     >>> x, y = torch.linspace(-1, 1, 32).reshape(8, 4), torch.arange(8) % 3
     >>> found = what_if(model, nn.functional.cross_entropy, (x, y))
     >>> found.before.verdict, found.best.mend.kind
-    ('vanishing', 'initializer')
+    ('slow', 'initializer')
     """
     name = "SGD" if optimizer is None else type(optimizer).__name__
     before, spread = _judged(model, loss_fn, batch, name, layers)
