@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 from vgrad_torch.cutoffs import DEAD, wilson
 from vgrad_torch.verdicts import ALARMS, arrives, judge
 
-MEASURES = {"sgd": "drive", "adam": "lost", "rmsprop": "lost"}
+MEASURES = {"sgd": "drive", "adam": "strength", "rmsprop": "strength"}
 FALSE_ALARMS = {"start": 0.03, "early": 0.02}
-"""Share of the networks that train which may be flagged. The lines are set at half of it, on the fitting half: with so
-few configurations a line at the limit would break it every second time on others."""
+"""Share of the networks that train which may be flagged. The lines are set on the fitting half, a standard error of the
+share below it: a line at the limit would break it every second time on others. Those of `drive` are set at half of it,
+since a higher one catches next to nothing more."""
 CAUGHT = 0.95
 """Share of its networks that fail which lie below the line to slow, unless that line would be above `SLOWEST`."""
 SLOWEST = -1.0
@@ -94,10 +96,16 @@ def _fit(rows: Sequence[Row], time: str, measure: str) -> dict[str, Any]:
     undecided = [(row, e) for row, e in undecided if not e.nonfinite and not e.zeros > DEAD and not arrives(e)]
     training = sorted(getattr(e, measure) for row, e in undecided if row.trains)
     failing = sorted(getattr(e, measure) for row, e in undecided if not row.trains)
-    allowed = int(FALSE_ALARMS[time] / 2 * sum(row.trains for row in rows))
+    allowed = _allowed(FALSE_ALARMS[time], sum(row.trains for row in rows), measure)
     vanishing = training[allowed] if allowed < len(training) else 0.0
     slow = failing[min(int(CAUGHT * len(failing)), len(failing) - 1)]
     return {"measure": measure, "vanishing": _down(vanishing), "slow": max(min(_down(slow), SLOWEST), _down(vanishing))}
+
+
+def _allowed(limit: float, networks: int, measure: str) -> int:
+    """How many false alarms a line may give among so many networks that train."""
+    below = limit / 2 if measure == "drive" else math.sqrt(limit * (1 - limit) / networks)
+    return int((limit - below) * networks)
 
 
 def _down(value: float) -> float:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import vgrad_torch as vg
 from vgrad_torch.choices import UsageError
-from vgrad_torch.cutoffs import EARLY
+from vgrad_torch.cutoffs import CUTOFFS, EARLY
 from vgrad_torch.diagnosis import Diagnosis, diagnose
 from vgrad_torch.evidence import gather
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
-from vgrad_torch.verdicts import VERDICTS
+from vgrad_torch.verdicts import VERDICTS, two_digits
 from vgrad_torch.waterfall import waterfall
 
 CrossEntropy = nn.functional.cross_entropy
@@ -377,6 +377,7 @@ def test_the_scale_of_the_loss_does_not_matter(
     )
     one, two = gather(plain), gather(other)
     assert (two.signal, two.drive, two.slope) == pytest.approx((one.signal, one.drive, one.slope), abs=1e-3)
+    assert two.strength == pytest.approx(one.strength, abs=1e-3)
     for name in ("SGD", "Adam"):
         assert diagnose(plain, optimizer=name).verdict == diagnose(other, optimizer=name).verdict
 
@@ -388,7 +389,7 @@ def test_a_batch_twice_as_large_does_not_matter(act: str, init: str, depth: int)
     twins = [mlp(depth, act, init) for _ in range(2)]
     plain, other = (watched(model, sgd(model), data=data) for model, data in zip(twins, ((x, y), twice), strict=True))
     one, two = gather(plain), gather(other)
-    assert (two.signal, two.drive) == pytest.approx((one.signal, one.drive), abs=1e-4)
+    assert (two.signal, two.drive, two.strength) == pytest.approx((one.signal, one.drive, one.strength), abs=1e-4)
     assert diagnose(plain, optimizer="SGD").verdict == diagnose(other, optimizer="SGD").verdict
 
 
@@ -479,6 +480,32 @@ def test_every_verdict_has_its_advice() -> None:
 
 def seen(rms: float, count: int = 64, zeros: int = 0) -> Stats:
     return Stats(count, zeros, 0, 0.0, rms, -rms, rms)
+
+
+@pytest.mark.parametrize(("act", "init", "depth"), NETS)
+def test_strength_is_what_autograd_gives(act: str, init: str, depth: int) -> None:
+    model, (x, y) = mlp(depth, act, init), batch()
+    h, outputs = x, []
+    for module in model:
+        h = module(h)
+        if isinstance(module, nn.Linear):
+            outputs.append(h)
+    weight = next(model.parameters())
+    found = torch.autograd.grad(CrossEntropy(h, y), [outputs[0], outputs[-1], weight])
+    first, last, asked = (float(gradient.double().norm()) for gradient in found)
+    upwards = float(outputs[-2].detach().norm() / outputs[0].detach().norm())  # all hidden layers are equally wide
+    drive = asked / (float(weight.double().norm()) * last * math.sqrt(len(x)))
+    expected = first / last / min(upwards, 1.0) ** 0.75 * drive**0.25
+    assert after(model, adam(model)).evidence.strength == pytest.approx(math.log10(expected), abs=1e-4)
+
+
+def test_the_words_say_what_was_compared_and_with_which_line() -> None:
+    model = mlp(14, "sigmoid", "torch")
+    found = after(model, adam(model))
+    numbers = [two_digits(10**value) for value in (found.evidence.lost, found.evidence.strength)]
+    assert f"times {numbers[0]} left at the start" in found.because
+    line = two_digits(10 ** CUTOFFS["adam"]["start"].vanishing)
+    assert f"is {numbers[1]}; below {line} hardly a network trains with Adam" in found.because
 
 
 def test_norms_not_rms_are_compared() -> None:

@@ -80,6 +80,15 @@ class Evidence:
         """Layers after which half of the signal is lost; infinity if it does not fall."""
         return math.log10(2) / self.slope if self.slope > 0 else math.inf
 
+    @property
+    def strength(self) -> float:
+        """log10 of `lost` times the fourth root of `drive`: the decades of the one, and a quarter of the other's.
+
+        An optimizer whose steps have a size of their own does not need the gradient to be large. But among networks
+        that lost as much, those whose gradient asks for less fail more often.
+        """
+        return self.lost + self.drive / 4  # a quarter: set on the calibration's fitting half
+
 
 def window(samples: Sequence[Snapshot]) -> Sequence[Snapshot]:
     """The newest samples, which are judged."""

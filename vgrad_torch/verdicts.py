@@ -190,12 +190,14 @@ def _margin(evidence: Evidence) -> float:
 
 def _weak(evidence: Evidence, measure: str) -> str:
     """The gradient's way in words, ending with the measure that is compared."""
+    left = f"of the gradient at {evidence.last} {_times(evidence.signal)} is left at {evidence.first}"
+    asked = f"per unit of error it asks the first weight to change by {_times(evidence.drive)} of itself"
+    start = f"{_times(evidence.lost)} left at the start without what small weights take off"
     words = {
-        "drive": f"per unit of error it asks the first weight to change by {_times(evidence.drive)} of itself",
-        "lost": f"{_times(evidence.lost)} at the start without what small weights take off",
+        "drive": asked,
+        "strength": f"{asked}; the fourth root of that, times {start}, is {_times(evidence.strength)}",
     }
-    way = f"of the gradient at {evidence.last} {_times(evidence.signal)} is left at {evidence.first}"
-    return f"{way}, {words[measure]}"
+    return f"{left}, {words[measure]}"
 
 
 def two_digits(value: float) -> str:
