@@ -494,7 +494,7 @@ def test_strength_is_what_autograd_gives(act: str, init: str, depth: int) -> Non
     found = torch.autograd.grad(CrossEntropy(h, y), [outputs[0], outputs[-1], weight])
     first, last, asked = (float(gradient.double().norm()) for gradient in found)
     upwards = float(outputs[-2].detach().norm() / outputs[0].detach().norm())  # all hidden layers are equally wide
-    drive = asked / (float(weight.double().norm()) * last * math.sqrt(len(x)))
+    drive = asked / (float(weight.detach().double().norm()) * last * math.sqrt(len(x)))
     expected = first / last / min(upwards, 1.0) ** 0.75 * drive**0.25
     assert after(model, adam(model)).evidence.strength == pytest.approx(math.log10(expected), abs=1e-4)
 
