@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -526,3 +527,77 @@ def test_medians_of_the_newest_half_are_judged() -> None:
     found = gather([at(0, 1e-9), at(1, 1e-9), at(2, 1e-9), at(3, 0.1), at(4, 1e-9), at(5, 0.1)])
     assert (found.samples, found.step, found.since) == (3, 5, 0)
     assert found.signal == pytest.approx(-1.0)
+
+
+class Block(nn.Module):
+    """A residual block whose branch begins as zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.b(torch.relu(self.a(x)))
+        return x + branch
+
+
+class Experts(nn.Module):
+    """Three experts, of which one gets all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        used = torch.tensor([1.0, 0.0, 0.0])
+        return torch.tanh(
+            torch.stack([expert(x) * share for expert, share in zip(self.experts, used, strict=True)]).sum(0)
+        )
+
+
+def zero_head() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "verdict"),
+    [
+        (lambda: nn.Sequential(nn.Linear(16, 16), Block(), Block(), nn.Linear(16, 4)), "healthy"),
+        (lambda: nn.Sequential(nn.Linear(16, 16), nn.Tanh(), Experts(), nn.Linear(16, 4)), "healthy"),
+        (zero_head, "cannot tell"),
+    ],
+)
+def test_zeros_that_no_activation_made_are_not_dead_units(make: Callable[[], nn.Module], verdict: str) -> None:
+    torch.manual_seed(0)
+    model = make()
+    found = diagnose(watched(model, sgd(model, 0.1), data=(torch.rand(32, 16), torch.arange(32) % 4)), optimizer="SGD")
+    assert found.verdict == verdict, found
+    assert (found.because == "the weight of 4 is zero, so no gradient passes it yet") is (verdict == "cannot tell")
+
+
+def test_a_dead_layer_is_named() -> None:
+    model, data = circles(4)
+    found = diagnose(watched(with_bias(model, -2.0), sgd(model, 0.01), loss_of=binary, data=data), optimizer="SGD")
+    assert re.search(r"of the output gradient of fc\d is exactly zero, before the first step", found.because)
+
+
+def test_losses_say_something_only_where_they_are_positive() -> None:
+    model, data = circles(4)
+    samples = watched(model, sgd(model, 0.01), 3, loss_of=binary, data=data)
+    for losses in ([-5.0, -1.0], [-1.0, -5.0], [math.inf, 1.0], [math.nan, 1.0]):
+        assert math.isnan(diagnose(samples, optimizer="SGD", losses=losses).evidence.loss)
+    assert diagnose(samples, optimizer="SGD", losses=[2.0, 1.0]).evidence.loss == 0.5
+
+
+def test_an_exploding_gradient_is_no_alarm_where_most_such_networks_trained() -> None:
+    model, data = circles(20)
+    optimizer = torch.optim.Adam(doubled(model).parameters(), lr=0.001)
+    found = diagnose(watched(model, optimizer, loss_of=binary, data=data), optimizer="Adam")
+    assert found.verdict == "exploding"
+    assert found.confidence
+    assert found.confidence.share < 0.5
+    assert not found.alarm
+    assert "did not train" in found.paragraph()

@@ -80,8 +80,8 @@ class Diagnosis:
 
     @property
     def alarm(self) -> bool:
-        """Whether it says that the network will not train as it is."""
-        return self.verdict in ALARMS
+        """Whether it says that the network will not train as it is: most that got this verdict did not."""
+        return self.verdict in ALARMS and (self.confidence is None or self.confidence.share > 0.5)
 
     def __str__(self) -> str:
         return "\n".join([*table(_HEAD, map(_cells, self.layers)), "", textwrap.fill(self.paragraph(), 100)])
@@ -200,5 +200,5 @@ def _remarks(found: Diagnosis) -> Iterator[str]:
     if not evidence.chain and not math.isnan(evidence.signal):
         yield "First and last are meant in the order of the calls; no network like this one was in the calibration."
     if found.confidence is not None:
-        outcome = "did not train" if found.alarm else "trained"
+        outcome = "did not train" if found.verdict in ALARMS else "trained"
         yield f"Of the calibration's test networks with this verdict {found.confidence} {outcome}."

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
@@ -43,7 +44,11 @@ class Evidence:
             last hidden layer's output over the first one's, if negative) is taken off again.
         residual: RMS of the last layer's output gradient over what it was in the first sample. For cross-entropy and
             squared losses it is the error, and falls with the loss.
-        zeros: the largest share of exact zeros in the output gradient of a layer before the last.
+        zeros: the largest share of exact zeros in the output gradient of a layer to which the next one hands something
+            down; the last layer aside.
+        emptiest: label of that layer.
+        silent: whether no output of that layer was above zero, so that a relu behind it gives nothing.
+        shut: label of the last layer that a gradient arrived at but whose weight is zero, so hands nothing down; or None.
         update: log10 of the first layer's update ratio, the change of the weight in one step over the weight.
         loss: newest losses over the first ones, if the caller had losses.
         chain: whether they are fully connected layers in a row, which is what the verdict is calibrated on.
@@ -66,6 +71,9 @@ class Evidence:
     lost: float = math.nan
     residual: float = math.nan
     zeros: float = math.nan
+    emptiest: str = ""
+    silent: bool = False
+    shut: str | None = None
     update: float = math.nan
     loss: float = math.nan
     chain: bool = True
@@ -145,9 +153,24 @@ def lost(snapshot: Snapshot) -> float:
 
 
 def zeros(snapshot: Snapshot) -> float:
-    """The largest share of exact zeros in the output gradient of a layer before the last."""
-    shares = [stats.zero_fraction for stats in _with_output_gradient(snapshot)[:-1]]
-    return max(shares, default=math.nan) if not _underflows(snapshot) else 0.0
+    """See `Evidence.zeros`; 0 where the gradient is too small for float32."""
+    layer = emptiest(snapshot)
+    return 0.0 if _underflows(snapshot) else _empty_share(layer) if layer else math.nan
+
+
+def emptiest(snapshot: Snapshot) -> LayerSnapshot | None:
+    """The layer with the largest share of exact zeros in its output gradient, see `Evidence.zeros`."""
+    layers = [layer for layer in snapshot.layers if layer.output_gradient is not None]
+    fed = [layer for layer, above in pairwise(layers) if _hands_down(above)]
+    return max(fed, key=_empty_share, default=None)
+
+
+def _empty_share(layer: LayerSnapshot) -> float:
+    return layer.output_gradient.zero_fraction if layer.output_gradient else 0.0
+
+
+def _hands_down(layer: LayerSnapshot) -> bool:
+    return layer.input_gradient is None or layer.input_gradient.zero_fraction < 1.0
 
 
 def update(snapshot: Snapshot) -> float:
@@ -166,7 +189,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
     """The evidence of a run's samples, at least one; `losses` are of any steps, in order."""
     judged = window(samples)
     newest = judged[-1]
-    layers = reached(newest)
+    layers, worst = reached(newest), emptiest(newest)
     return Evidence(
         step=newest.step,
         since=samples[0].step,
@@ -180,6 +203,9 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         lost=lost(samples[0]),
         residual=_over(_median(residual, judged), residual(samples[0])),
         zeros=_median(zeros, judged),
+        emptiest=worst.label if worst else "",
+        silent=worst is not None and worst.output is not None and worst.output.max <= 0,
+        shut=next((layer.label for layer in reversed(layers) if layer.weight and not layer.weight.rms), None),
         update=_median(update, judged),
         loss=_loss(losses),
         chain=_is_chain(newest),
@@ -234,7 +260,9 @@ def _over(part: float, whole: float) -> float:
 
 
 def _loss(losses: Sequence[float]) -> float:
-    """The newest fifth (at most 20) over the first few, medians."""
+    """The newest fifth (at most 20) over the first few, medians; NaN where one is not positive and finite."""
+    if not all(0 < loss < math.inf for loss in losses):
+        return math.nan
     count = max(1, min(WINDOW, len(losses) // 5))
     return _over(median(losses[-count:]), median(losses[:count])) if len(losses) > 1 else math.nan
 

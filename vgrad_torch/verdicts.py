@@ -50,7 +50,8 @@ def judge(evidence: Evidence, optimizer: str) -> Judgement:
     known = family(optimizer)
     found = [_judge(evidence, name) for name in ([known] if known else CUTOFFS)]
     if len({judgement.verdict for judgement in found}) == 1:
-        return found[0]
+        note = "" if known else f" ({optimizer} was not calibrated, but all that were agree)"
+        return Judgement(found[0].verdict, found[0].because + note)
     words = ", ".join(f"{name} {judgement.verdict}" for name, judgement in zip(CUTOFFS, found, strict=True))
     return Judgement("cannot tell", f"{optimizer} was not calibrated, and the others do not agree: {words}")
 
@@ -92,9 +93,9 @@ def _nonfinite(evidence: Evidence, _: str) -> str | None:
     return f"NaN or infinity stands in {evidence.nonfinite}" if evidence.nonfinite else None
 
 
-def _all_but_one_frozen(evidence: Evidence, _: str) -> str | None:
+def _all_but_one_frozen(evidence: Evidence, optimizer: str) -> str | None:
     """Where only the last layer trains, there is no way down to judge."""
-    return _frozen(evidence, _) if evidence.layers == 1 else None
+    return _frozen(evidence, optimizer) if evidence.layers == 1 else None
 
 
 def _blind(evidence: Evidence, _: str) -> str | None:
@@ -108,15 +109,17 @@ def _blind(evidence: Evidence, _: str) -> str | None:
 
 
 def _exploding(evidence: Evidence, optimizer: str) -> str | None:
-    if learning(evidence) or not evidence.signal > EXPLODING[optimizer]:
+    if learning(evidence) or not evidence.signal > EXPLODING[optimizer] + _margin(evidence):
         return None
     return f"the first layer's gradient is {_times(evidence.signal)} times the last one's, {_fallen(evidence)}"
 
 
 def _dead(evidence: Evidence, _: str) -> str | None:
-    if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or evidence.zeros == 1.0):
-        return None  # elsewhere zeros have other reasons: a transformer that answers with one of its tokens, say
-    return f"{evidence.zeros:.0%} of a layer's output gradient is exactly zero, {_fallen(evidence)}"
+    elsewhere = evidence.zeros == 1.0 and evidence.silent  # a transformer that answers with one token has zeros, too
+    if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or elsewhere):
+        return None
+    share = f"{evidence.zeros:.0%} of the output gradient of {evidence.emptiest or 'a layer'}"
+    return f"{share} is exactly zero, {_fallen(evidence)}"
 
 
 def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
@@ -132,6 +135,8 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
     value = getattr(evidence, lines.measure)
     if arrives(evidence) or value >= lines.slow:
         return None
+    if math.isnan(value) and evidence.shut:
+        return f"the weight of {evidence.shut} is zero, so no gradient passes it yet"
     if math.isnan(value):
         return "the first layer's weight, or its gradient, is not there to be compared"
     if evidence.step == evidence.since > 0:
@@ -180,7 +185,9 @@ _NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
 
 
 def _fallen(evidence: Evidence) -> str:
-    return "and the error has not fallen" if evidence.step > evidence.since else "before the first step"
+    if evidence.step > evidence.since:
+        return "and the error has not fallen"
+    return f"at step {evidence.step}" if evidence.step else "before the first step"
 
 
 def _margin(evidence: Evidence) -> float:
