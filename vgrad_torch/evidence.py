@@ -48,7 +48,7 @@ class Evidence:
             down; the last layer aside.
         emptiest: label of that layer.
         silent: whether no output of that layer was above zero, so that a relu behind it gives nothing.
-        shut: label of the last layer that a gradient arrived at but whose weight is zero, so hands nothing down; or None.
+        shut: label of the last layer with a gradient whose weight is zero, so that it hands nothing down; or None.
         update: log10 of the first layer's update ratio, the change of the weight in one step over the weight.
         loss: newest losses over the first ones, if the caller had losses.
         chain: whether they are fully connected layers in a row, which is what the verdict is calibrated on.
