@@ -23,7 +23,10 @@ LEVELS = [
     {"monitor", "checkup", "mends"},
     {"whatif"},
     {"training"},
-    {"terminal"},
+    {"terminal", "cells"},
+    {"summary"},
+    {"heatmap"},
+    {"sweep"},
     {"cli"},
     {"__main__"},
 ]

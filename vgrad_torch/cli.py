@@ -1,4 +1,4 @@
-"""The command line: vgrad train, preflight, predict, board. All printing is here; commands import what is heavy."""
+"""The command line: vgrad train, sweep, preflight, predict, board. All printing is here; commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgrad_torch {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
+    _add_sweep(commands)
     _add_preflight(commands)
     _add_predict(commands)
     _add_board(commands)
@@ -73,6 +75,29 @@ def _add_train(commands: Any) -> None:
     look.add_argument("--monitor", metavar="PATTERN", help="print step, name and RMS of what matches, 'fc1.*gradient'")
     look.add_argument("--name", help="the run's folder (default: data-act-init-seed)")
     look.add_argument("--runs", help="folder of all runs (default: runs)")
+
+
+def _add_sweep(commands: Any) -> None:
+    about = "Train every combination of some values with several seeds. A sweep that was stopped goes on where it was."
+    sweep = commands.add_parser("sweep", help="train a grid of networks and compare them", description=about)
+    sweep.set_defaults(command=_sweep)
+    axes = sweep.add_argument_group("the grid: one value each, or several as in sigmoid,tanh,relu")
+    for axis, (of, words) in _SWEPT.items():
+        axes.add_argument(f"--{axis}", type=_listed(of), default=(), metavar=f"{axis.upper()},...", help=words)
+    axes.add_argument("--seeds", type=int, default=5, help="networks of each combination (default: 5)")
+    rest = sweep.add_argument_group("what all of them have in common (left out: the data set's recipe)")
+    rest.add_argument("--hidden", type=_widths, help="widths of the hidden layers, 512,256,128")
+    for flag, of in (("bias", float), ("momentum", float), ("weight-decay", float), ("clip", float)):
+        rest.add_argument(f"--{flag}", type=of)
+    for flag in ("batch", "epochs", "every"):
+        rest.add_argument(f"--{flag}", type=int)
+    rest.add_argument("--residual", action="store_const", const=True)
+    rest.add_argument("--data-dir", help="folder with the files of mnist, fashion-mnist or cifar10")
+    how = sweep.add_argument_group("how it is done, and where it is kept")
+    how.add_argument("--jobs", type=int, help="networks trained side by side (default: as many as there are cores)")
+    how.add_argument("--backend", default="loky", help="joblib's: loky (default, built in); dask, ray where installed")
+    how.add_argument("--name", help="the sweep's folder (default: from the grid)")
+    how.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
 
 
 def _add_network(parser: Any) -> None:
@@ -153,6 +178,30 @@ def _add_board(commands: Any) -> None:
     board.add_argument("--port", type=int, default=6006, help="port on localhost (default: 6006)")
 
 
+_SWEPT: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "data": (str, "digits (default, offline), circles, mnist, fashion-mnist, cifar10"),
+    "act": (str, "sigmoid, tanh, relu (default), leaky_relu, elu, selu, gelu, silu, softsign, identity"),
+    "init": (str, "uniform, normal, xavier, glorot, he, lecun, orthogonal, torch"),
+    "norm": (lambda word: None if word == "none" else word, "none (default), batch, layer"),
+    "gain": (float, "multiplies every weight at the start (default: 1)"),
+    "optimizer": (str, "sgd, rmsprop, adam, adamw"),
+    "lr": (float, "learning rate"),
+}
+"""Axis of a sweep -> how to read one of its values, what they are."""
+
+
+def _listed(of: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def values(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(of(part.strip()) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"values are numbers with commas between, 0.1,0.01, not {text!r}"
+            ) from None
+
+    return values
+
+
 def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
@@ -210,6 +259,80 @@ def _train(options: argparse.Namespace) -> int:
         return 1
     _print_next(options, config, console)
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from vgrad_torch import summary, sweep
+
+    rest = ("hidden", "bias", "momentum", "weight_decay", "clip", "batch", "epochs", "every", "residual", "data_dir")
+    axes = {axis: getattr(options, axis) for axis in _SWEPT}
+    given = {name: getattr(options, name) for name in rest}
+    grid = sweep.grid(axes, options.seeds, name=options.name, runs=options.runs, **given)
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    with _SweepDisplay(grid, console) as display:
+        jobs = sweep.cores() if options.jobs is None else options.jobs
+        outcomes = sweep.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
+    console.size = (max(console.width, 120), console.height)
+    console.print(summary.as_table(summary.rows(outcomes)))
+    files = ", ".join(path.name for path in sweep.write(grid, outcomes))
+    console.print(
+        f"Each number is the median over the seeds (least..largest). {files} are in {grid.folder}.", markup=False
+    )
+    return 0 if all(outcome.finished for outcome in outcomes) else 1
+
+
+class _SweepDisplay:
+    """A sweep while it goes on: a bar on a terminal, a line for each network elsewhere; what failed, always."""
+
+    def __init__(self, grid: Any, console: Any) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        found = grid.found()
+        self._console = console
+        self._failed = sum(outcome.error is not None for outcome in found)
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=console, speed_estimate_period=600, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=len(grid.configs), completed=len(found))
+        self._started = time.monotonic()
+        self._new = 0
+        self._describe()
+        if found:
+            self.say(f"{grid.folder}: {len(found)} of {len(grid.configs)} networks were trained before")
+
+    def __enter__(self) -> _SweepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)
+
+    def cell(self, outcome: Any) -> None:
+        self._new += 1
+        self._failed += outcome.error is not None
+        self._progress.advance(self._task)
+        self._describe()
+        name = outcome.config.name
+        if outcome.error is not None:
+            self.say(f"{self._counts()}  {name} failed: {outcome.error}")
+        elif not self._console.is_terminal:
+            self.say(f"{self._counts()}  {name}: accuracy {outcome.accuracy:.3f}, {outcome.verdict}")
+
+    def _describe(self) -> None:
+        self._progress.update(self._task, description=self._counts())
+
+    def _counts(self) -> str:
+        task = self._progress.tasks[0]
+        done, total = int(task.completed), int(task.total or 0)
+        words = f"{done}/{total} done, {self._failed} failed"
+        if not self._new or self._console.is_terminal:
+            return words
+        left = (time.monotonic() - self._started) / self._new * (total - done)
+        return f"{words}, {left:.0f} s left"
 
 
 class _Display:
