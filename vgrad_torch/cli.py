@@ -1,4 +1,4 @@
-"""The command line: vgrad train, sweep, preflight, predict, board. All printing is here; commands import what is heavy."""
+"""The command line: vgrad train, sweep, preflight, ... All printing is here; commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -274,12 +274,9 @@ def _sweep(options: argparse.Namespace) -> int:
     with _SweepDisplay(grid, console) as display:
         jobs = sweep.cores() if options.jobs is None else options.jobs
         outcomes = sweep.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
-    console.size = (max(console.width, 120), console.height)
+    console.size = (max(console.width, 110), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
-    files = ", ".join(path.name for path in sweep.write(grid, outcomes))
-    console.print(
-        f"Each number is the median over the seeds (least..largest). {files} are in {grid.folder}.", markup=False
-    )
+    console.print(f"Written: {', '.join(map(str, sweep.write(grid, outcomes)))}.", markup=False)
     return 0 if all(outcome.finished for outcome in outcomes) else 1
 
 

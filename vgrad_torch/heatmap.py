@@ -49,8 +49,10 @@ def _map(axes: Axes, part: Sequence[Row], field: str, acts: Sequence[str], inits
         values[y][x] = max(getattr(row, field).median, low - 1) if row.failed < row.seeds else math.nan
         share = (values[y][x] - low) / (high - low)
         _write(axes, x, y, row, field, form, "black" if not share < 0.5 else "white")
-    axes.set_facecolor("0.9")
     axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    axes.set_facecolor("0.9")
+    axes.hlines([y - 0.5 for y in range(1, len(acts))], -0.5, len(inits) - 0.5, color="white", linewidth=2)
+    axes.vlines([x - 0.5 for x in range(1, len(inits))], -0.5, len(acts) - 0.5, color="white", linewidth=2)
     axes.set_xticks(range(len(inits)), inits)
     axes.set_yticks(range(len(acts)), acts)
     axes.tick_params(length=0, labelsize=9)
@@ -63,8 +65,8 @@ def _write(axes: Axes, x: int, y: int, row: Row, field: str, form: str, color: s
     if math.isnan(spread.median):
         axes.text(x, y, failed, ha="center", va="center", fontsize=7, color="black")
         return
-    axes.text(x, y - 0.1, f"{spread.median:{form}}", ha="center", va="center", fontsize=11, color=color)
+    axes.text(x, y - 0.08, f"{spread.median:{form}}", ha="center", va="center", fontsize=11, color=color)
     lines = [f"{spread.least:{form}} to {spread.largest:{form}}"] if row.seeds - row.failed > 1 else []
     axes.text(
-        x, y + 0.3, "\n".join([*lines, *filter(None, [failed])]), ha="center", va="center", fontsize=7, color=color
+        x, y + 0.27, "\n".join([*lines, *filter(None, [failed])]), ha="center", va="center", fontsize=7, color=color
     )

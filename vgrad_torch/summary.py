@@ -138,19 +138,20 @@ def varying(table: Sequence[Row]) -> list[str]:
 
 def as_table(table: Sequence[Row]) -> Table:
     """The rows for a terminal: median, and in brackets the least and the largest value over the seeds."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
+    words = "Median over the seeds (least..largest); gradient: log10 of the RMS of the first layer's weight gradient."
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption=words, caption_justify="left")
     axes = varying(table)
     for axis in axes:
-        shown.add_column(axis, no_wrap=True)
-    for column in ("accuracy\n(validation)", "loss\n(training)", "log10 RMS, first layer's\ngradient at the start"):
+        shown.add_column(f"\n{axis}", no_wrap=True)
+    for column in ("validation\naccuracy", "training\nloss", "gradient\nat the start", "gradient\nat the end"):
         shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("\nat the end", justify="right", no_wrap=True)
-    shown.add_column("verdicts of the seeds")
+    shown.add_column("\nverdicts")
     forms = dict(zip(SPREADS, (".2f", ".3g", ".1f", ".1f"), strict=True))
     for row in table:
         values = [getattr(row, name).text(form) for name, form in forms.items()]
-        failed = f"; {row.failed} failed" if row.failed else ""
-        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, _verdicts(row) + failed)
+        failed = [f"{row.failed} failed"] if row.failed else []
+        words = ", ".join([_verdicts(row), *failed])
+        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, words)
     return shown
 
 

@@ -64,10 +64,9 @@ def grid(
     name = name or f"sweep-{_named(configs, given)}"
     dataclasses.replace(configs[0], name=name)  # a run's name and a sweep's are checked alike
     folder = Path(runs) / name
-    named = {"runs": str(folder)}
-    return Sweep(
-        folder, tuple(dataclasses.replace(c, name=f"{_named([c], given)}-s{c.seed}", **named) for c in configs)
-    )
+    replace = dataclasses.replace
+    named = (replace(c, name=f"{_named([c], given)}-s{c.seed}", runs=str(folder)) for c in configs)
+    return Sweep(folder, tuple(named))
 
 
 def _named(configs: Sequence[TrainConfig], given: Mapping[str, object]) -> str:
@@ -124,8 +123,8 @@ def _made(configs: Sequence[TrainConfig], jobs: int, pool: Pool) -> Iterator[Out
             yield from parallel(joblib.delayed(cells.make)(config, parent) for config in configs)
         except TerminatedWorkerError:
             raise UsageError(
-                "a process of the sweep was killed, for lack of memory perhaps; what is finished is kept: give the same "
-                "command again, with fewer --jobs"
+                "a process of the sweep was killed, perhaps for lack of memory; what is finished is kept: give the "
+                "same command again, with fewer --jobs"
             ) from None
 
 
