@@ -137,8 +137,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _outcome_of(config: TrainConfig, content: Mapping[str, Any]) -> Outcome:
-    numbers = {key: math.nan if content[key] is None else float(content[key]) for key in _NUMBERS}
-    return Outcome(config, **numbers, verdict=str(content["verdict"]), error=content["error"])
+    numbers = (math.nan if content[key] is None else float(content[key]) for key in _NUMBERS)
+    return Outcome(config, *numbers, verdict=str(content["verdict"]), error=content["error"])
 
 
 def _mark(place: Path, outcome: Outcome) -> None:

@@ -274,9 +274,10 @@ def _sweep(options: argparse.Namespace) -> int:
     with _SweepDisplay(grid, console) as display:
         jobs = sweep.cores() if options.jobs is None else options.jobs
         outcomes = sweep.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
-    console.size = (max(console.width, 110), console.height)
+    console.size = (max(console.width, 100), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
-    console.print(f"Written: {', '.join(map(str, sweep.write(grid, outcomes)))}.", markup=False)
+    for path in sweep.write(grid, outcomes):
+        console.print(f"Written: {path}", markup=False)
     return 0 if all(outcome.finished for outcome in outcomes) else 1
 
 

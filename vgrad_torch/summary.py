@@ -42,11 +42,11 @@ class Spread:
         there = [value for value in values if not math.isnan(value)]
         return cls(statistics.median(there), min(there), max(there)) if there else cls(*[math.nan] * 3)
 
-    def text(self, form: str) -> str:
-        """The three numbers in this format."""
+    def text(self, form: str, between: str = " ") -> str:
+        """The three numbers in this format, the last two in brackets."""
         if math.isnan(self.median):
             return "-"
-        return f"{self.median:{form}} ({self.least:{form}}..{self.largest:{form}})"
+        return f"{self.median:{form}}{between}({self.least:{form}}..{self.largest:{form}})"
 
     def __str__(self) -> str:
         return self.text(".3g")
@@ -138,7 +138,7 @@ def varying(table: Sequence[Row]) -> list[str]:
 
 def as_table(table: Sequence[Row]) -> Table:
     """The rows for a terminal: median, and in brackets the least and the largest value over the seeds."""
-    words = "Median over the seeds (least..largest); gradient: log10 of the RMS of the first layer's weight gradient."
+    words = "Median (least..largest) of the seeds; gradient: log10 of the RMS of the first layer's weight gradient"
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption=words, caption_justify="left")
     axes = varying(table)
     for axis in axes:
@@ -148,7 +148,7 @@ def as_table(table: Sequence[Row]) -> Table:
     shown.add_column("\nverdicts")
     forms = dict(zip(SPREADS, (".2f", ".3g", ".1f", ".1f"), strict=True))
     for row in table:
-        values = [getattr(row, name).text(form) for name, form in forms.items()]
+        values = [getattr(row, name).text(form, between="\n") for name, form in forms.items()]
         failed = [f"{row.failed} failed"] if row.failed else []
         words = ", ".join([_verdicts(row), *failed])
         shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, words)
