@@ -137,8 +137,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _outcome_of(config: TrainConfig, content: Mapping[str, Any]) -> Outcome:
-    numbers = (math.nan if content[key] is None else float(content[key]) for key in _NUMBERS)
-    return Outcome(config, *numbers, verdict=str(content["verdict"]), error=content["error"])
+    accuracy, loss, start, end = (math.nan if content[key] is None else float(content[key]) for key in _NUMBERS)
+    return Outcome(config, accuracy, loss, start, end, str(content["verdict"]), content["error"])
 
 
 def _mark(place: Path, outcome: Outcome) -> None:

@@ -107,8 +107,9 @@ def as_csv(table: Sequence[Row]) -> str:
     writer.writerow([*AXES, "seeds", "failed", *fields, "verdicts"])
     for row in table:
         axes = ["none" if row.axes[axis] is None else row.axes[axis] for axis in AXES]
+        verdicts = ", ".join(f"{verdict} {count}" for verdict, count in row.verdicts.items())
         numbers = [f"{value:.9g}" for name in SPREADS for value in dataclasses.astuple(getattr(row, name))]
-        writer.writerow([*axes, row.seeds, row.failed, *numbers, _verdicts(row)])
+        writer.writerow([*axes, row.seeds, row.failed, *numbers, verdicts])
     return file.getvalue()
 
 
@@ -127,10 +128,6 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _verdicts(row: Row) -> str:
-    return ", ".join(f"{verdict} {count}" for verdict, count in row.verdicts.items())
-
-
 def varying(table: Sequence[Row]) -> list[str]:
     """Activation and weights, and the axes that have more than one value."""
     return [axis for axis in AXES if axis in ("act", "init") or len({row.axes[axis] for row in table}) > 1]
@@ -139,19 +136,19 @@ def varying(table: Sequence[Row]) -> list[str]:
 def as_table(table: Sequence[Row]) -> Table:
     """The rows for a terminal: median, and in brackets the least and the largest value over the seeds."""
     words = "Median (least..largest) of the seeds; gradient: log10 of the RMS of the first layer's weight gradient"
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption=words, caption_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), caption=words, caption_justify="left")
     axes = varying(table)
     for axis in axes:
         shown.add_column(f"\n{axis}", no_wrap=True)
     for column in ("validation\naccuracy", "training\nloss", "gradient\nat the start", "gradient\nat the end"):
         shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("\nverdicts")
+    shown.add_column("\nverdicts", no_wrap=True)
     forms = dict(zip(SPREADS, (".2f", ".3g", ".1f", ".1f"), strict=True))
     for row in table:
         values = [getattr(row, name).text(form, between="\n") for name, form in forms.items()]
-        failed = [f"{row.failed} failed"] if row.failed else []
-        words = ", ".join([_verdicts(row), *failed])
-        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, words)
+        words = [f"{verdict} {count}" for verdict, count in row.verdicts.items()]
+        failed = [f"({row.failed} failed)"] if row.failed else []
+        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, "\n".join([*words, *failed]))
     return shown
 
 
