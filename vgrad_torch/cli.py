@@ -274,7 +274,7 @@ def _sweep(options: argparse.Namespace) -> int:
     with _SweepDisplay(grid, console) as display:
         jobs = sweep.cores() if options.jobs is None else options.jobs
         outcomes = sweep.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
-    console.size = (max(console.width, 100), console.height)
+    console.size = (max(console.width, 105), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
     for path in sweep.write(grid, outcomes):
         console.print(f"Written: {path}", markup=False)

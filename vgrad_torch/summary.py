@@ -146,9 +146,9 @@ def as_table(table: Sequence[Row]) -> Table:
     forms = dict(zip(SPREADS, (".2f", ".3g", ".1f", ".1f"), strict=True))
     for row in table:
         values = [getattr(row, name).text(form, between="\n") for name, form in forms.items()]
-        words = [f"{verdict} {count}" for verdict, count in row.verdicts.items()]
+        counted = [f"{verdict} {count}" for verdict, count in row.verdicts.items()]
         failed = [f"({row.failed} failed)"] if row.failed else []
-        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, "\n".join([*words, *failed]))
+        shown.add_row(*(Text(name_of(row.axes[axis])) for axis in axes), *values, "\n".join([*counted, *failed]))
     return shown
 
 
