@@ -5,20 +5,24 @@ BIN := .venv/bin
 
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
-VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
+VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
+	SEEDS JOBS BACKEND
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
-NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
+ALIKE = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
 	$(call flag,HIDDEN,hidden) $(call flag,NORM,norm) $(call flag,GAIN,gain) $(call flag,BIAS,bias) \
 	$(if $(filter-out 0 no off,$(and $(filter RESIDUAL,$(GIVEN)),$(RESIDUAL))),--residual) \
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
-	$(call flag,BATCH,batch) $(call flag,SEED,seed)
+	$(call flag,BATCH,batch)
+NETWORK = $(ALIKE) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
+SWEEP = $(ALIKE) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) $(call flag,NAME,name) \
+	$(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train preflight board test bench check calibrate format clean
+.PHONY: help install train sweep preflight board test bench check calibrate scale format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -36,6 +40,9 @@ install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
+
+sweep: .venv/installed ## train a grid, ACT=sigmoid,tanh,relu INIT=uniform,he SEEDS=5 JOBS=2; stopped, it goes on
+	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"
 
 preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)
@@ -56,6 +63,9 @@ check: .venv/installed-dev ## lint, format, types
 
 calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
 	$(BIN)/python tests/calibrate.py
+
+scale: .venv/installed ## what watching costs at 70 billion parameters on 1,024 ranks, into runs/scale
+	$(BIN)/python tests/scale.py
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

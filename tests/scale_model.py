@@ -28,6 +28,9 @@ from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.sample import _size
 from vgrad_torch.writer import Writer
 
+ALLOWED = {"bytes": 0.01, "memory": 0.02, "buckets": 0.12, "traffic": 0.03, "kernels": 0.05}
+"""How far the tests let this model be from small networks that are really watched."""
+
 
 class Block(nn.Module):
     """The matrices of a Llama block: grouped-query attention and a gated MLP."""

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import scale
 import scale_model
 import torch
-from scale_model import Decoder, Traffic
+from scale_model import ALLOWED, Decoder, Traffic
 from torch import nn
 
 import vgrad_torch as vg
@@ -55,10 +56,10 @@ def watched_decoder(size: dict[str, int], folder: Path, histograms: bool) -> tup
 def test_numbers_take_the_bytes_of_a_watched_network(size: str, tmp_path: Path) -> None:
     model, real, written = watched_decoder(SIZES[size], tmp_path, histograms=False)
     made = scale_model.snapshot(model, BATCH * LENGTH, histograms=False)
-    assert scale_model.sent(made) == pytest.approx(len(pickle.dumps((real, None))), rel=0.01)
-    assert scale_model.logged(made, histograms=False) == pytest.approx(written, rel=0.01)
+    assert scale_model.sent(made) == pytest.approx(len(pickle.dumps((real, None))), rel=ALLOWED["bytes"])
+    assert scale_model.logged(made, histograms=False) == pytest.approx(written, rel=ALLOWED["bytes"])
     joined = scale_model.snapshot(model, BATCH * LENGTH, histograms=False, ranks=256)
-    assert scale_model.held(joined) == pytest.approx(scale_model.held(merged([real] * 256)), rel=0.02)
+    assert scale_model.held(joined) == pytest.approx(scale_model.held(merged([real] * 256)), rel=ALLOWED["memory"])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,10 +67,10 @@ def test_histograms_take_the_bytes_of_a_watched_network(size: str, tmp_path: Pat
     """Ten bytes a bucket; how many buckets there are depends on the values, which here are not quite normal."""
     model, real, written = watched_decoder(SIZES[size], tmp_path, histograms=True)
     made = scale_model.snapshot(model, BATCH * LENGTH, histograms=True)
-    assert scale_model.logged(made, histograms=True) == pytest.approx(written, rel=0.01)
+    assert scale_model.logged(made, histograms=True) == pytest.approx(written, rel=ALLOWED["bytes"])
     fixed = scale_model.sent(made) - 10 * buckets(made)
-    assert fixed + 10 * buckets(real) == pytest.approx(len(pickle.dumps((real, None))), rel=0.01)
-    assert buckets(made) == pytest.approx(buckets(real), rel=0.12)
+    assert fixed + 10 * buckets(real) == pytest.approx(len(pickle.dumps((real, None))), rel=ALLOWED["bytes"])
+    assert buckets(made) == pytest.approx(buckets(real), rel=ALLOWED["buckets"])
 
 
 def buckets(snapshot: Snapshot) -> int:
@@ -125,8 +126,8 @@ def test_the_work_on_a_device_is_that_of_a_sample() -> None:
         model(tokens).float().square().mean().backward()
     parts = scale_model.statistics(model, BATCH * LENGTH, torch.bfloat16, histograms=True)
     work = scale_model.Work.total(part for _, part in parts)
-    assert work.bytes == pytest.approx(traffic.bytes - bare.bytes, rel=0.03)
-    assert work.kernels == pytest.approx(traffic.kernels - bare.kernels, rel=0.05)
+    assert work.bytes == pytest.approx(traffic.bytes - bare.bytes, rel=ALLOWED["traffic"])
+    assert work.kernels == pytest.approx(traffic.kernels - bare.kernels, rel=ALLOWED["kernels"])
 
 
 def test_the_decoder_has_the_parameters_of_llama_3_70b() -> None:
@@ -134,3 +135,23 @@ def test_the_decoder_has_the_parameters_of_llama_3_70b() -> None:
         model = Decoder()
     assert sum(parameter.numel() for parameter in model.parameters()) == 70_553_706_496
     assert len(scale_model.watched(model)) == 7 * 80 + 1
+
+
+def test_the_page_is_made_whole_and_its_sums_are_right() -> None:
+    """Of a cost whose numbers are simple, as the real one takes seconds."""
+    work = scale_model.Work(bytes=3.35e12, kernels=1000, peak=4e9)
+    cost = scale.Cost(sent=1000, logged=2000, profiled=10, own=4000, joined=8000, work=work, merge=1e-6)
+    case = scale.Case(scale.Setting(), 10**9, 100, 9 * 10**8, 2 * 10**9, cost, cost)
+    words = scale.page(case)
+    assert cost.gather(case.setting) == pytest.approx(1024 * 1000 / 50e9)
+    assert case.total(cost) == pytest.approx(1024 * 1000 / 50e9 + 1e-6 * 1024 * 100 + 1.0)
+    for row in (
+        "| each rank receives | 1.0 MB | 1.0 MB |",
+        "| in all | 1.0 GB | 1.0 GB |",
+        "| **time in all** | **1.1 s** | **1.1 s** |",
+        "| a tree | numbers only | 10 kB | 0 us | 1.0 ms |",
+        "| reduced tensors | numbers only | 29 kB | 1 us | none in Python |",
+    ):
+        assert row in words
+    assert "are 5,000 samples" in words
+    assert all(len(line) <= 120 for line in words.splitlines())
