@@ -10,16 +10,14 @@ VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLI
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
-ALIKE = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
+NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
 	$(call flag,HIDDEN,hidden) $(call flag,NORM,norm) $(call flag,GAIN,gain) $(call flag,BIAS,bias) \
 	$(if $(filter-out 0 no off,$(and $(filter RESIDUAL,$(GIVEN)),$(RESIDUAL))),--residual) \
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
-	$(call flag,BATCH,batch)
-NETWORK = $(ALIKE) $(call flag,SEED,seed)
+	$(call flag,BATCH,batch) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
-SWEEP = $(ALIKE) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) $(call flag,NAME,name) \
-	$(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
+SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
 .PHONY: help install train sweep preflight board test bench check calibrate scale format clean
@@ -33,6 +31,7 @@ help: ## this help
 	@echo "  DATA=digits|circles|mnist|fashion-mnist|cifar10   ACT=sigmoid|tanh|relu|...   INIT=uniform|xavier|he|..."
 	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR"
+	@echo "  make sweep takes several values, ACT=sigmoid,tanh,relu LR=0.1,0.01, of DATA ACT INIT NORM GAIN OPT LR; SEEDS=5 JOBS=2 BACKEND"
 	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
@@ -41,7 +40,7 @@ install: .venv/installed ## set up .venv with what training needs
 train: .venv/installed ## train a network and log its gradients into runs/
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
 
-sweep: .venv/installed ## train a grid, ACT=sigmoid,tanh,relu INIT=uniform,he SEEDS=5 JOBS=2; stopped, it goes on
+sweep: .venv/installed ## train a grid of networks and compare them; one that was stopped goes on where it was
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"
 
 preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +151,21 @@ def test_a_killed_sweep_goes_on_and_neither_that_nor_the_jobs_change_its_table(t
     wait_until_gone(first.pid)
 
 
+def test_make_hands_its_values_on() -> None:
+    command = [
+        "make",
+        "-n",
+        "sweep",
+        "ACT=sigmoid,tanh",
+        "SEEDS=3",
+        "JOBS=2",
+        "LR=0.1,0.01",
+        "PYTHON=" + sys.executable,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    assert re.search(r"vgrad sweep .*--act=.*--lr=.*--seeds=.*--jobs=.*--runs=", done.stdout)
+
+
 def wait_until_gone(process_group: int) -> None:
     deadline = time.monotonic() + 20
     while alive(process_group):
@@ -216,6 +232,7 @@ def test_a_result_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         (["--lr", "0.1,fast"], "values are numbers with commas between, 0.1,0.01, not '0.1,fast'"),
         (["--lr", "0.1,-1"], "lr must be a positive number, not -1.0"),
         (["--seeds", "0"], "seeds must be a whole number from 1, not 0"),
+        (["--seed", "3"], "unrecognized arguments: --seed 3"),
         (["--jobs", "0"], "jobs must be a whole number from 1, not 0"),
         (["--backend", "dsak"], "unknown backend 'dsak'; did you mean 'dask'? Choose from: loky, dask, ray"),
         (["--name", "a/b"], "name must be that of a folder"),

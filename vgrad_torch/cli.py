@@ -79,7 +79,9 @@ def _add_train(commands: Any) -> None:
 
 def _add_sweep(commands: Any) -> None:
     about = "Train every combination of some values with several seeds. A sweep that was stopped goes on where it was."
-    sweep = commands.add_parser("sweep", help="train a grid of networks and compare them", description=about)
+    sweep = commands.add_parser(
+        "sweep", help="train a grid of networks and compare them", description=about, allow_abbrev=False
+    )
     sweep.set_defaults(command=_sweep)
     axes = sweep.add_argument_group("the grid: one value each, or several as in sigmoid,tanh,relu")
     for axis, (of, words) in _SWEPT.items():
@@ -296,8 +298,8 @@ class _SweepDisplay:
         self._started = time.monotonic()
         self._new = 0
         self._describe()
-        if found:
-            self.say(f"{grid.folder}: {len(found)} of {len(grid.configs)} networks were trained before")
+        before = f", {len(found)} of them trained before" if found else ""
+        self.say(f"sweep {grid.folder}: {len(grid.configs)} networks{before}")
 
     def __enter__(self) -> _SweepDisplay:
         self._progress.start()
