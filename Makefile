@@ -5,7 +5,8 @@ BIN := .venv/bin
 
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
-VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
+VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
+	SEEDS JOBS BACKEND
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
@@ -16,9 +17,10 @@ NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,
 	$(call flag,BATCH,batch) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
+SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train preflight board test bench check calibrate format clean
+.PHONY: help install train sweep preflight board test bench check calibrate scale format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -29,6 +31,7 @@ help: ## this help
 	@echo "  DATA=digits|circles|mnist|fashion-mnist|cifar10   ACT=sigmoid|tanh|relu|...   INIT=uniform|xavier|he|..."
 	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR"
+	@echo "  make sweep takes several values, ACT=sigmoid,tanh,relu LR=0.1,0.01, of DATA ACT INIT NORM GAIN OPT LR; SEEDS=5 JOBS=2 BACKEND"
 	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
@@ -36,6 +39,9 @@ install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
+
+sweep: .venv/installed ## train a grid of networks and compare them; one that was stopped goes on where it was
+	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"
 
 preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)
@@ -56,6 +62,9 @@ check: .venv/installed-dev ## lint, format, types
 
 calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
 	$(BIN)/python tests/calibrate.py
+
+scale: .venv/installed ## what watching costs at 70 billion parameters on 1,024 ranks, into runs/scale
+	$(BIN)/python tests/scale.py
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from vgrad_torch import __version__, commands
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgrad_torch {__version__}")
     parsers = parser.add_subparsers(metavar="command", required=True)
     _add_train(parsers)
+    _add_sweep(parsers)
     _add_preflight(parsers)
     _add_predict(parsers)
     _add_board(parsers)
@@ -72,6 +73,31 @@ def _add_train(parsers: Any) -> None:
     _add_fail_on(look)
     look.add_argument("--name", help="the run's folder (default: data-act-init-seed)")
     look.add_argument("--runs", help="folder of all runs (default: runs)")
+
+
+def _add_sweep(parsers: Any) -> None:
+    about = "Train every combination of some values with several seeds. A sweep that was stopped goes on where it was."
+    sweep = parsers.add_parser(
+        "sweep", help="train a grid of networks and compare them", description=about, allow_abbrev=False
+    )
+    sweep.set_defaults(command=commands.sweep, axes=tuple(_SWEPT))
+    axes = sweep.add_argument_group("the grid: one value each, or several as in sigmoid,tanh,relu")
+    for axis, (of, words) in _SWEPT.items():
+        axes.add_argument(f"--{axis}", type=_listed(of), default=(), metavar=f"{axis.upper()},...", help=words)
+    axes.add_argument("--seeds", type=int, default=5, help="networks of each combination (default: 5)")
+    rest = sweep.add_argument_group("what all of them have in common (left out: the data set's recipe)")
+    rest.add_argument("--hidden", type=_widths, help="widths of the hidden layers, 512,256,128")
+    for flag, of in (("bias", float), ("momentum", float), ("weight-decay", float), ("clip", float)):
+        rest.add_argument(f"--{flag}", type=of)
+    for flag in ("batch", "epochs", "every"):
+        rest.add_argument(f"--{flag}", type=int)
+    rest.add_argument("--residual", action="store_const", const=True)
+    rest.add_argument("--data-dir", help="folder with the files of mnist, fashion-mnist or cifar10")
+    how = sweep.add_argument_group("how it is done, and where it is kept")
+    how.add_argument("--jobs", type=int, help="networks trained side by side (default: as many as there are cores)")
+    how.add_argument("--backend", default="loky", help="joblib's: loky (default, built in); dask, ray where installed")
+    how.add_argument("--name", help="the sweep's folder (default: from the grid)")
+    how.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
 
 
 def _add_network(parser: Any) -> None:
@@ -149,6 +175,30 @@ def _add_board(parsers: Any) -> None:
     board.set_defaults(command=commands.board)
     board.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
     board.add_argument("--port", type=int, default=6006, help="port on localhost (default: 6006)")
+
+
+_SWEPT: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "data": (str, "digits (default, offline), circles, mnist, fashion-mnist, cifar10"),
+    "act": (str, "sigmoid, tanh, relu (default), leaky_relu, elu, selu, gelu, silu, softsign, identity"),
+    "init": (str, "uniform, normal, xavier, glorot, he, lecun, orthogonal, torch"),
+    "norm": (lambda word: None if word == "none" else word, "none (default), batch, layer"),
+    "gain": (float, "multiplies every weight at the start (default: 1)"),
+    "optimizer": (str, "sgd, rmsprop, adam, adamw"),
+    "lr": (float, "learning rate"),
+}
+"""Axis of a sweep -> how to read one of its values, what they are."""
+
+
+def _listed(of: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def values(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(of(part.strip()) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"values are numbers with commas between, 0.1,0.01, not {text!r}"
+            ) from None
+
+    return values
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,80 @@ def train(options: argparse.Namespace) -> int:
         return 1
     _print_next(options, config, console)
     return 3 if result.diagnosis.verdict in options.fail_on else 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Train a grid of networks and compare them."""
+    from rich.console import Console
+
+    from vgrad_torch import summary
+    from vgrad_torch import sweep as sweeps
+
+    rest = ("hidden", "bias", "momentum", "weight_decay", "clip", "batch", "epochs", "every", "residual", "data_dir")
+    axes = {axis: getattr(options, axis) for axis in options.axes}
+    given = {name: getattr(options, name) for name in rest}
+    grid = sweeps.grid(axes, options.seeds, name=options.name, runs=options.runs, **given)
+    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    with _SweepDisplay(grid, console) as display:
+        jobs = sweeps.cores() if options.jobs is None else options.jobs
+        outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
+    console.size = (max(console.width, 105), console.height)
+    console.print(summary.as_table(summary.rows(outcomes)))
+    for path in sweeps.write(grid, outcomes):
+        console.print(f"Written: {path}", markup=False)
+    return 0 if all(outcome.finished for outcome in outcomes) else 1
+
+
+class _SweepDisplay:
+    """A sweep while it goes on: a bar on a terminal, a line for each network elsewhere; what failed, always."""
+
+    def __init__(self, grid: Any, console: Any) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        found = grid.found()
+        self._console = console
+        self._failed = sum(outcome.error is not None for outcome in found)
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self._progress = Progress(*columns, console=console, speed_estimate_period=600, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=len(grid.configs), completed=len(found))
+        self._started = time.monotonic()
+        self._new = 0
+        self._describe()
+        before = f", {len(found)} of them trained before" if found else ""
+        self.say(f"sweep {grid.folder}: {len(grid.configs)} networks{before}")
+
+    def __enter__(self) -> _SweepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)
+
+    def cell(self, outcome: Any) -> None:
+        self._new += 1
+        self._failed += outcome.error is not None
+        self._progress.advance(self._task)
+        self._describe()
+        name = outcome.config.name
+        if outcome.error is not None:
+            self.say(f"{self._counts()}  {name} failed: {outcome.error}")
+        elif not self._console.is_terminal:
+            self.say(f"{self._counts()}  {name}: accuracy {outcome.accuracy:.3f}, {outcome.verdict}")
+
+    def _describe(self) -> None:
+        self._progress.update(self._task, description=self._counts())
+
+    def _counts(self) -> str:
+        task = self._progress.tasks[0]
+        done, total = int(task.completed), int(task.total or 0)
+        words = f"{done}/{total} done, {self._failed} failed"
+        if not self._new or self._console.is_terminal:
+            return words
+        left = (time.monotonic() - self._started) / self._new * (total - done)
+        return f"{words}, {left:.0f} s left"
 
 
 class _Display:
