@@ -1,14 +1,16 @@
-"""The command line: vgrad train, preflight, predict, board. All printing is here; commands import what is heavy."""
+"""The command line, the only place that prints: train, preflight, predict, report, ... import what is heavy inside."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vgrad_torch import __version__
@@ -56,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_preflight(commands)
     _add_predict(commands)
+    _add_report(commands)
+    _add_compare(commands)
     _add_board(commands)
     return parser
 
@@ -144,6 +148,25 @@ def _add_predict(commands: Any) -> None:
         default=1.0,
         help="mean of x^2 of the inputs: 1 (default) if standardised, .23 digits, .32 circles, .11 mnist",
     )
+
+
+def _add_report(commands: Any) -> None:
+    about = "The verdict on a logged run, and its pictures in one HTML file that can be sent to others."
+    report = commands.add_parser("report", help="verdict and pictures of a logged run", description=about)
+    _add_reading(report, 1, "(default: report.html in the run's folder)")
+
+
+def _add_compare(commands: Any) -> None:
+    about = "Logged runs side by side: verdicts, settings that differ, and pictures on equal axes in one HTML file."
+    compare = commands.add_parser("compare", help="logged runs side by side", description=about)
+    _add_reading(compare, "+", "(default: compare.html)")
+
+
+def _add_reading(parser: Any, count: int | str, default: str) -> None:
+    parser.set_defaults(command=_report, several=count == "+")
+    parser.add_argument("runs", type=Path, nargs=count, metavar="run", help="the folder of a run, or its event file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the HTML file {default}")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, and draw nothing")
 
 
 def _add_board(commands: Any) -> None:
@@ -372,6 +395,22 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[
         raise
     except Exception as error:
         raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
+
+
+def _report(options: argparse.Namespace) -> int:
+    from vgrad_torch import report
+
+    found = report.compare(options.runs) if options.several else report.report(options.runs[0])
+    if options.json:
+        print(json.dumps(found.data(), indent=1))
+        return 0
+    from vgrad_torch import page
+
+    print(found)
+    out = options.out or found.file
+    page.write(found, out)
+    print(f"\nPictures: {out}")
+    return 0
 
 
 def _board(options: argparse.Namespace) -> int:

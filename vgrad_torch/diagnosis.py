@@ -166,7 +166,7 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
     return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
 
 
-_WORDS = ("layer", "size", "state", "change", "verdict")
+_WORDS = ("run", "setting", "layer", "size", "state", "change", "verdict")
 _HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
 
 

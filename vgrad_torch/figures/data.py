@@ -17,9 +17,8 @@ def circles(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Figure:
     axis = figure.subplots()
     classes = sorted({int(label) for label in y})
     for label in classes:
-        axis.scatter(
-            *x[y == label].T, s=9, color=RUNS[label % len(RUNS)], marker=MARKS[label % len(MARKS)], linewidths=0
-        )
+        colour, mark = RUNS[label % len(RUNS)], MARKS[label % len(MARKS)]
+        axis.scatter(x[y == label, 0], x[y == label, 1], s=9, color=colour, marker=mark, linewidths=0)
     axis.set_aspect("equal")
     axis.set_xlabel("first input")
     axis.set_ylabel("second input")

@@ -98,9 +98,10 @@ def _labels(history: History) -> list[str]:
 
 
 def _lines(axis: Axes, steps: Sequence[float], series: Floats) -> None:
-    """A line for each layer; a mark where there is one sample alone."""
+    """A line for each layer; a mark where there is one sample alone. Very many points are drawn as pixels."""
+    many = series.size > 20_000
     for column, colour in zip(series.T, layer_colours(series.shape[1]), strict=True):
-        axis.plot(steps, column, color=colour, linewidth=1.4, marker="o" if len(steps) == 1 else "")
+        axis.plot(steps, column, color=colour, linewidth=1.4, marker="o" if len(steps) == 1 else "", rasterized=many)
     axis.grid(axis="y", color=GRID)
 
 
