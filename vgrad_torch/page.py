@@ -14,7 +14,7 @@ from vgrad_torch import __version__, figures
 from vgrad_torch.choices import UsageError
 from vgrad_torch.figures.style import svg
 from vgrad_torch.records import Snapshot
-from vgrad_torch.report import HEAD, RUN_HEAD, Comparison, Report, cells, shown_value
+from vgrad_torch.report import HEAD, PLACES, RUN_HEAD, Comparison, Report, cells, shown_value
 from vgrad_torch.verdicts import ALARMS
 
 
@@ -90,8 +90,10 @@ def _pictures(found: Report) -> Iterator[Picture]:
     yield Picture("Who weakens it", _WATERFALL, lambda: figures.waterfalls({"": last}))
     seen = {f"step {s.step:,}": s for s in _with_histograms(history)}
     yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(seen))
-    yield Picture("Gradients over the steps", _GRADIENTS, lambda: figures.gradients(history, losses, loss=tag))
-    yield Picture("Weights over the steps", _WEIGHTS, lambda: figures.weights(history))
+    yield Picture(
+        "Gradients over the steps", _GRADIENTS, lambda: figures.gradients({"": history}, {"": losses}, loss=tag)
+    )
+    yield Picture("Weights over the steps", _WEIGHTS, lambda: figures.weights({"": history}))
 
 
 def _pictures_of_several(reports: Mapping[str, Report]) -> Iterator[Picture]:
@@ -143,9 +145,9 @@ def _verdict(found: Report) -> str:
 
 
 def _settings(found: Report) -> str:
-    if not found.run.config:
+    rows = [(key, shown_value(value)) for key, value in found.run.config.items() if key not in PLACES]
+    if not rows:
         return _section("Settings", '<p class="quiet">The log does not hold them.</p>')
-    rows = [(key, shown_value(value)) for key, value in found.run.config.items()]
     return _section("Settings", _table(("setting", "value"), rows))
 
 

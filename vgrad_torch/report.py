@@ -211,13 +211,17 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
+PLACES = ("name", "runs", "data_dir")
+"""Settings that say where a run lies, not what it is; a page that is sent to others does not show them."""
+
+
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """The settings that not all runs have alike, each with its value in every run; empty where a run lacks it.
 
     >>> differences({"a": {"act": "relu", "lr": 0.1, "name": "a"}, "b": {"act": "tanh", "lr": 0.1, "name": "b"}})
     {'act': ('relu', 'tanh')}
     """
-    keys = [key for key in {key: None for config in configs.values() for key in config} if key != "name"]
+    keys = [key for key in {key: None for config in configs.values() for key in config} if key not in PLACES]
     shown = {key: tuple(shown_value(config.get(key, "")) for config in configs.values()) for key in keys}
     return {key: values for key, values in shown.items() if len(set(values)) > 1}
 

@@ -101,9 +101,7 @@ def read(path: Path) -> Run:
     texts = {tag: text for tag, (time, text) in found.texts.items() if time >= history[-1].wall_time}
     scalars = {tag: tuple(points.items()) for tag, points in found.scalars.items()}
     name = folder.resolve().name or str(folder)
-    return Run(
-        name, folder, history, len(samples), scalars, texts, config, built_in, tuple(_notes(found, samples, config))
-    )
+    return Run(name, folder, history, len(samples), scalars, texts, config, built_in, tuple(_notes(found, samples)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +240,7 @@ def _config(folder: Path, found: _Found) -> dict[str, Any]:
     return config if isinstance(config, dict) else {"config": config}
 
 
-def _notes(found: _Found, samples: list[_Sample], config: Mapping[str, Any]) -> Iterator[str]:
+def _notes(found: _Found, samples: list[_Sample]) -> Iterator[str]:
     yield from found.problems
     if found.dropped:
         yield f"{found.dropped:,} samples of an earlier run into the same folder are left out."

@@ -2,79 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vgrad_torch.choices import UsageError
-from vgrad_torch.figures.style import GRID, RUNS, beside, layer_colours, log_axis, new_figure, step_axis, styled
+from vgrad_torch.figures import style
 from vgrad_torch.records import Floats, History, Snapshot
 
 Points = Sequence[tuple[float, float]]
 """Pairs of a step and a value, in the order of the steps."""
+Runs = Mapping[str, Iterable[Snapshot]]
 
 
-@styled
-def weights(history: Iterable[Snapshot], *, steps_per_epoch: int | None = None) -> Figure:
-    """Mean and standard deviation of each layer's weights over the steps (over epochs, if it is said how long one is).
+@style.styled
+def weights(runs: Runs, *, steps_per_epoch: int | None = None) -> Figure:
+    """Mean and standard deviation of each layer's weights over the steps, a column for each run.
 
-    The standard deviation is the population's. Raises a `UsageError` where no weight was measured.
+    The standard deviation is the population's. If it is said how long one is, the axis counts epochs.
     """
-    kept = _history(history)
-    steps, label = _steps(kept, steps_per_epoch)
-    figure = new_figure(8.0, 4.4)
-    axes = figure.subplots(2, 1, sharex=True)
-    for axis, statistic, words in zip(axes, ("mean", "std"), ("mean", "standard deviation"), strict=True):
-        _lines(axis, steps, kept.series("weight", statistic))
-        axis.set_ylabel(f"{words}\nof the weights")
-    beside(axes[0], _labels(kept), layer_colours(len(_labels(kept))))
-    step_axis(axes[1], label)
-    return figure
+    grid = _Grid(runs, steps_per_epoch, rows=2)
+    grid.draw(0, "mean\nof the weights", "weight", "mean")
+    grid.draw(1, "standard deviation\nof the weights", "weight", "std")
+    return grid.figure
 
 
-@styled
+@style.styled
 def gradients(
-    history: Iterable[Snapshot], losses: Points = (), *, steps_per_epoch: int | None = None, loss: str = "loss"
-) -> Figure:
+    runs: Runs, losses: Mapping[str, Points] = MappingProxyType({}), *, steps_per_epoch: int | None = None,
+    loss: str = "loss",
+) -> Figure:  # fmt: skip
     """Mean and standard deviation of each layer's weight gradient, the latter on a log axis; below them the loss.
 
-    A standard deviation of exactly zero has no place on a log axis and is left out.
+    A standard deviation of exactly zero has no place on a log axis and is left out. `losses` are by run.
     """
-    kept = _history(history)
-    steps, label = _steps(kept, steps_per_epoch)
-    figure = new_figure(8.0, 6.2 if losses else 4.4)
-    axes = list(figure.subplots(3 if losses else 2, 1, sharex=True))
-    _lines(axes[0], steps, kept.series("weight_gradient", "mean"))
-    axes[0].set_ylabel("mean\nof the gradient")
-    _lines(axes[1], steps, _positive(kept.series("weight_gradient", "std")))
-    log_axis(axes[1])
-    axes[1].set_ylabel("standard deviation\nof the gradient")
-    if losses:
-        axes[2].plot([step / (steps_per_epoch or 1) for step, _ in losses], [value for _, value in losses], "#444444")
-        axes[2].grid(axis="y")
-        axes[2].set_ylabel(loss)
-    beside(axes[0], _labels(kept), layer_colours(len(_labels(kept))))
-    step_axis(axes[-1], label)
-    return figure
+    grid = _Grid(runs, steps_per_epoch, rows=3 if any(losses.values()) else 2)
+    grid.draw(0, "mean\nof the gradient", "weight_gradient", "mean")
+    grid.draw(1, "standard deviation\nof the gradient", "weight_gradient", "std", _positive)
+    style.log_axis(grid.axes[1][0])
+    if any(losses.values()):
+        for axis, name in zip(grid.axes[2], runs, strict=True):
+            points = losses.get(name, ())
+            axis.plot([step / (steps_per_epoch or 1) for step, _ in points], [x for _, x in points], "#444444")
+            axis.grid(axis="y")
+        grid.axes[2][0].set_ylabel(style.plain(loss))
+    return grid.figure
 
 
-@styled
+class _Grid:
+    """Axes for runs by statistics; a row has one scale."""
+
+    def __init__(self, runs: Runs, steps_per_epoch: int | None, rows: int) -> None:
+        self.histories = {name: _history(snapshots) for name, snapshots in runs.items()}
+        self.per = steps_per_epoch or 1
+        self.figure = style.new_figure(8.0, 1.9 * rows + 0.5)
+        self.axes: list[list[Axes]] = self.figure.subplots(
+            rows, len(self.histories), sharex="col", sharey="row", squeeze=False
+        ).tolist()
+        self.labels = _labels(self.histories.values())
+        for axis, name in zip(self.axes[0], runs, strict=True):
+            if len(runs) > 1:
+                style.title(axis, name)
+        for axis in self.axes[-1]:
+            style.step_axis(axis, "step" if steps_per_epoch is None else "epoch")
+        style.beside(self.axes[0][-1], self.labels, style.layer_colours(len(self.labels)))
+
+    def draw(
+        self, row: int, words: str, quantity: str, statistic: str, shown: Callable[[Floats], Floats] = lambda x: x
+    ) -> None:
+        """A line for each layer; a mark where there is one sample alone. Very many points are drawn as pixels."""
+        for axis, history in zip(self.axes[row], self.histories.values(), strict=True):
+            series = shown(history.series(quantity, statistic))
+            steps = [step / self.per for step in history.steps]
+            how: dict[str, Any] = {"marker": "o" if len(steps) == 1 else "", "rasterized": series.size > 20_000}
+            for column, colour in zip(series.T, style.layer_colours(series.shape[1]), strict=True):
+                axis.plot(steps, column, color=colour, linewidth=1.3, **how)
+            axis.grid(axis="y")
+            style.numbers(axis)
+        self.axes[row][0].set_ylabel(words)
+
+
+@style.styled
 def losses(runs: Mapping[str, Points], *, label: str = "training loss", height: float = 2.6) -> Figure:
     """The loss, or another number of the whole network, of several runs in one picture; log where it spans decades."""
-    figure = new_figure(8.0, height)
+    figure = style.new_figure(8.0, height)
     axis = figure.subplots()
     for place, points in enumerate(runs.values()):
-        axis.plot([step for step, _ in points], [value for _, value in points], color=RUNS[place % len(RUNS)])
+        colour = style.RUNS[place % len(style.RUNS)]
+        axis.plot([step for step, _ in points], [value for _, value in points], color=colour)
     seen = [value for points in runs.values() for _, value in points if np.isfinite(value)]
+    style.numbers(axis)
     if seen and min(seen) > 0 and max(seen) > 20 * min(seen):
-        log_axis(axis)
+        style.log_axis(axis)
     axis.grid(axis="y")
     axis.set_ylabel(label)
-    step_axis(axis)
+    style.step_axis(axis)
     if len(runs) > 1:
-        beside(axis, list(runs), [RUNS[i % len(RUNS)] for i in range(len(runs))])
+        style.beside(axis, list(runs), [style.RUNS[i % len(style.RUNS)] for i in range(len(runs))])
     return figure
 
 
@@ -87,22 +115,10 @@ def _history(snapshots: Iterable[Snapshot]) -> History:
     return kept
 
 
-def _steps(history: History, steps_per_epoch: int | None) -> tuple[list[float], str]:
-    if steps_per_epoch is None:
-        return [float(step) for step in history.steps], "step"
-    return [step / steps_per_epoch for step in history.steps], "epoch"
-
-
-def _labels(history: History) -> list[str]:
-    return list({layer.label: None for snapshot in history for layer in snapshot.layers})
-
-
-def _lines(axis: Axes, steps: Sequence[float], series: Floats) -> None:
-    """A line for each layer; a mark where there is one sample alone. Very many points are drawn as pixels."""
-    many = series.size > 20_000
-    for column, colour in zip(series.T, layer_colours(series.shape[1]), strict=True):
-        axis.plot(steps, column, color=colour, linewidth=1.4, marker="o" if len(steps) == 1 else "", rasterized=many)
-    axis.grid(axis="y", color=GRID)
+def _labels(histories: Iterable[History]) -> list[str]:
+    """Those of the run with most layers."""
+    every = [list({layer.label: None for snapshot in each for layer in snapshot.layers}) for each in histories]
+    return max(every, key=len)
 
 
 def _positive(series: Floats) -> Floats:

@@ -123,7 +123,7 @@ def legend(
     handles = [Line2D([], [], color=colours[i], marker=m, linestyle=line) for i, m in zip(kept, drawn, strict=True)]
     made = axis.legend(handles, [" "] * len(kept), **where)  # a name that begins with _ would be left out
     for text, i in zip(made.get_texts(), kept, strict=True):
-        text.set_text(plain(names[i]))
+        text.set_text(plain(names[i], 32))
 
 
 def beside(axis: Axes, names: Sequence[str], colours: Sequence[Any]) -> None:
@@ -176,22 +176,27 @@ def decades(axis: Any, low: float, high: float, most: int = 7) -> None:
 
 
 def number(value: float) -> str:
-    """A tick's label: powers of ten as people write them.
+    """A tick's label, of at most three digits.
 
-    >>> number(1e-7), number(1.0), number(0.05), number(2e-4)
-    ('1e-7', '1', '0.05', '2e-4')
+    >>> number(1e-7), number(1.0), number(0.05), number(-1.5e-4), number(2000.0)
+    ('1e-7', '1', '0.05', '-1.5e-4', '2000')
     """
-    if 0.01 < abs(value) < 1000 or not value:
-        return f"{value:.3g}"
-    digits, _, exponent = f"{value:.0e}".partition("e")
-    return f"{digits}e{int(exponent)}"
+    if 0.001 <= abs(value) < 10_000 or abs(value) < 1e-300:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    digits, _, exponent = f"{value:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def numbers(axis: Axes) -> None:
+    """Labels along y as everywhere here."""
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
 
 
 def log_axis(axis: Axes) -> None:
     """A log axis along y, with labels like those of all others."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
     axis.yaxis.set_minor_formatter(NullFormatter())
+    numbers(axis)
 
 
 def span(values: Iterable[float], least: float = 1.0) -> tuple[float, float]:
