@@ -37,6 +37,7 @@ def depth_profile(
     style.decades(axis.yaxis, low, high)
     axis.grid(axis="y")
     style.layers_along_x(axis, names_of(list(runs.values())))
+    axis.set_xlabel("layer, the first one left")
     axis.set_ylabel(words)
     if len(runs) > 1:
         colours = [style.RUNS[i % len(style.RUNS)] for i in range(len(runs))]
@@ -81,10 +82,9 @@ def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
         raise UsageError("a waterfall needs the output and input gradients of two layers")
     longest = max(map(len, falls.values()))
     figure, axes = style.panels(len(falls), min(1.0 + 0.23 * longest, 6.5), width=width)
-    for axis, (name, factors) in zip(axes, falls.items(), strict=True):
+    style.titles(axes, falls)
+    for axis, factors in zip(axes, falls.values(), strict=True):
         _fall(axis, factors)
-        if len(falls) > 1:
-            style.title(axis, name)
     low, high = style.span([x for factors in falls.values() for x in _left(factors)])
     high += 0.12 * (high - low)  # room for the numbers
     axes[0].set_xlim(low, high)

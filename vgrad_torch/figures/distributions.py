@@ -20,7 +20,7 @@ Transform = Callable[[Floats], Floats]
 @style.styled
 def ridges(
     runs: Mapping[str, Snapshot], quantity: str = "weight_gradient", *, exponents: range = range(-52, 10, 2),
-    width: float = 8.0,
+    width: float = 8.0, height: float | None = None,
 ) -> Figure:  # fmt: skip
     """How the magnitudes of a tensor's entries are distributed in each layer, on one log axis; first layer on top.
 
@@ -34,11 +34,10 @@ def ridges(
     if not occupied:
         raise UsageError(f"no histogram of {quantity} was recorded at this step")
     deepest = max(len(layers) for layers in found.values())
-    figure, axes = style.panels(len(runs), min(0.9 + 0.34 * deepest, 7.0), width=width)
+    figure, axes = style.panels(len(runs), height or min(0.9 + 0.34 * deepest, 7.0), width=width)
+    style.titles(axes, runs)
     for axis, (name, layers) in zip(axes, found.items(), strict=True):
         _stack(axis, shares[name], [s for _, s in layers])
-        if len(runs) > 1:
-            style.title(axis, name)
     low, high = min(occupied), max(occupied)
     axes[0].set_xlim(low, high)
     for axis in axes:
@@ -60,7 +59,9 @@ def _log_shares(stats: Stats | None, exponents: range) -> tuple[Floats, Floats] 
 def _occupied(edges: Floats, shares: Floats) -> list[float]:
     """Where the bulk of a ridge begins and ends: a thousandth lies beyond."""
     places = np.flatnonzero(shares > 1e-3)
-    return [float(edges[places[0]]), float(edges[places[-1] + 1])] if places.size else []
+    if not places.size:
+        return []
+    return [float(edges[max(places[0] - 1, 0)]), float(edges[min(places[-1] + 2, len(edges) - 1)])]
 
 
 def _stack(axis: Axes, ridges: Sequence[tuple[Floats, Floats] | None], stats: Sequence[Stats | None]) -> None:
@@ -102,13 +103,12 @@ def values(
     figure, axes = style.panels(len(runs), height, width=width)
     deepest = max((len(snapshot.layers) for snapshot in runs.values()), default=0)
     colours = style.layer_colours(deepest)
-    for axis, (name, snapshot) in zip(axes, runs.items(), strict=True):
+    style.titles(axes, runs)
+    for axis, snapshot in zip(axes, runs.values(), strict=True):
         for layer, colour in zip(snapshot.layers, colours, strict=False):
             _density(axis, layer, quantity, transform, colour)
         axis.grid(axis="y")
         axis.set_xlabel(label or quantity.replace("_", " "))
-        if len(runs) > 1:
-            style.title(axis, name)
     axes[0].set_ylabel("density")
     axes[0].set_ylim(bottom=0)
     style.beside(axes[min(len(axes), 4) - 1], names_of(list(runs.values())), colours)

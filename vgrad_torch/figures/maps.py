@@ -44,13 +44,12 @@ def flow_map(
         raise UsageError("there is no sample to draw")
     scale = _scale([each.values for each in maps.values()])
     figure, axes = style.panels(len(maps), height, width=width)
-    for axis, (name, each) in zip(axes, maps.items(), strict=True):
+    style.titles(axes, maps)
+    for axis, each in zip(axes, maps.values(), strict=True):
         _draw(axis, each, scale)
-        if len(maps) > 1:
-            style.title(axis, name)
-    for axis in axes[:: min(len(maps), 4)]:
-        style.layers_along_y(axis, max((each.names for each in maps.values()), key=len))
-    bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, pad=0.015, aspect=18 * height / 2.7)
+    style.layers_along_y(axes[0], max((each.names for each in maps.values()), key=len))
+    figure.supxlabel("step", fontsize=9)
+    bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, pad=0.015, aspect=7 * figure.get_figheight())
     style.decades(bar.ax.yaxis, scale.vmin or 0, scale.vmax or 1)
     bar.set_label(words)
     bar.outline.set_visible(False)
@@ -114,7 +113,7 @@ def _draw(axis: Axes, each: _Map, scale: Normalize) -> None:
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.tick_params(length=0)
-    style.step_axis(axis)
+    style.step_axis(axis, "")
 
 
 def _explain(figure: Figure, values: Floats) -> None:

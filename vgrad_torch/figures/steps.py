@@ -64,9 +64,7 @@ class _Grid:
             rows, len(self.histories), sharex="col", sharey="row", squeeze=False
         ).tolist()
         self.labels = _labels(self.histories.values())
-        for axis, name in zip(self.axes[0], runs, strict=True):
-            if len(runs) > 1:
-                style.title(axis, name)
+        style.titles(self.axes[0], runs)
         for axis in self.axes[-1]:
             style.step_axis(axis, "step" if steps_per_epoch is None else "epoch")
         style.beside(self.axes[0][-1], self.labels, style.layer_colours(len(self.labels)))

@@ -76,8 +76,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def panels(count: int, height: float, *, width: float = 8.0) -> tuple[Figure, list[Axes]]:
-    """Axes side by side on equal scales, for so many runs; more than four make a further row."""
-    columns = min(count, 4)
+    """Axes side by side on equal scales, for so many runs; more than five make a further row."""
+    columns = count if count <= 5 else 4
     rows = -(-count // columns)
     figure = new_figure(width, height * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -108,9 +108,10 @@ def plain(name: str, most: int = 24) -> str:
     return known if len(known) <= most else f"…{known[1 - most :]}"
 
 
-def title(axis: Axes, text: str) -> None:
-    """A title of any text."""
-    axis.set_title(plain(text, 40))
+def titles(axes: Sequence[Axes], names: Iterable[str]) -> None:
+    """The runs' names above their axes, as far as there is room; a single run needs none."""
+    for axis, name in zip(axes, names, strict=True) if len(axes) > 1 else ():
+        axis.set_title(plain(name, 76 // min(len(axes), 5)))
 
 
 def legend(
@@ -163,6 +164,9 @@ def layers_along_y(axis: Axes, names: Sequence[str], most: int = 16) -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
+_LOG_LEAST = 0.1
+
+
 def decades(axis: Any, low: float, high: float, most: int = 7) -> None:
     """Ticks of an axis of log10 values at powers of ten, at most so many; on a short one at 2 and 5 times these."""
     first, last = math.ceil(low), math.floor(high)
@@ -170,33 +174,33 @@ def decades(axis: Any, low: float, high: float, most: int = 7) -> None:
     multiples = (1, 2, 5) if high - low < 2 else (1,)
     every = [e + math.log10(m) for e in range(first - 1, last + 1) if e % stride == 0 for m in multiples]
     axis.set_major_locator(FixedLocator([place for place in every if low <= place <= high]))
-    axis.set_major_formatter(FuncFormatter(lambda e, _: number(10**e)))
+    axis.set_major_formatter(FuncFormatter(lambda e, _: number(10**e, _LOG_LEAST)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def number(value: float) -> str:
-    """A tick's label, of at most three digits.
+def number(value: float, least: float = 1e-3) -> str:
+    """A tick's label, of at most three digits; what is smaller than `least` with its power of ten.
 
     >>> number(1e-7), number(1.0), number(0.05), number(-1.5e-4), number(2000.0)
     ('1e-7', '1', '0.05', '-1.5e-4', '2000')
     """
-    if 0.001 <= abs(value) < 10_000 or abs(value) < 1e-300:
+    if least * (1 - 1e-9) <= abs(value) < 10_000 or abs(value) < 1e-300:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     digits, _, exponent = f"{value:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def numbers(axis: Axes) -> None:
-    """Labels along y as everywhere here."""
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
+def numbers(axis: Axes, least: float = 1e-3) -> None:
+    """Labels along y as everywhere here, see `number`."""
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y, least)))
 
 
 def log_axis(axis: Axes) -> None:
     """A log axis along y, with labels like those of all others."""
     axis.set_yscale("log")
     axis.yaxis.set_minor_formatter(NullFormatter())
-    numbers(axis)
+    numbers(axis, _LOG_LEAST)
 
 
 def span(values: Iterable[float], least: float = 1.0) -> tuple[float, float]:
