@@ -18,7 +18,7 @@ FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train preflight board test bench check calibrate format clean
+.PHONY: help install train preflight board test bench check calibrate gallery format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -56,6 +56,9 @@ check: .venv/installed-dev ## lint, format, types
 
 calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
 	$(BIN)/python tests/calibrate.py
+
+gallery: .venv/installed ## draw the figures of both tutorials and the cures into runs/gallery, two minutes; DATA_DIR=MNIST's
+	$(BIN)/python tests/gallery.py $(call flag,DATA_DIR,data-dir)
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

@@ -127,6 +127,12 @@ def mxnet(runs: Path, data: str, data_dir: str | None) -> Iterator[Picture]:
         "mxnet-flow", f"The networks of the MXNet document, on {data}",
         f"First layer on top. Validation accuracy at the end: {listed(ends)}.", figures.flow_map(samples(results)),
     )  # fmt: skip
+    right = {name: [(e.step, e.validation.accuracy) for e in result.epochs] for name, result in results.items()}
+    yield Picture(
+        "mxnet-accuracy", "How well they learn",
+        f"Guessing gives 10 %. At the end: {listed(ends)}.",
+        figures.losses(right, label="validation accuracy"),
+    )  # fmt: skip
     yield Picture(
         "mxnet-profile", "The same before training",
         f"RMS of the first layer's gradient: {listed(before)}.", figures.depth_profile(firsts(results)),
@@ -186,9 +192,9 @@ def _from_to(snapshot: Snapshot, quantity: str) -> str:
 # --- cures ---------------------------------------------------------------------------------------------------------
 
 CURES: Mapping[str, Mapping[str, Any]] = {
-    "uniform weights": {"init": "uniform"},
-    "he weights": {"init": "he"},
-    "orthogonal weights": {"init": "orthogonal"},
+    "uniform": {"init": "uniform"},
+    "he": {"init": "he"},
+    "orthogonal": {"init": "orthogonal"},
     "batch norm": {"init": "uniform", "norm": "batch"},
     "residual": {"init": "uniform", "residual": True},
 }

@@ -32,7 +32,8 @@ ALLOWED_ACROSS = {("stats", "records")}  # a reduction becomes a record
 VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diagnosis")
 PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
-    f"vgrad_torch{name}" for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".cli", *PLUGIN)
+    f"vgrad_torch{name}"
+    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".runlog", ".report", ".cli", *PLUGIN)
 ]
 
 

@@ -149,6 +149,17 @@ def test_zeros_nan_and_what_was_not_measured_have_colours_of_their_own() -> None
     assert not {"exactly zero", "NaN or infinite", "not measured"} & set(texts(figures.flow_map({"a": HISTORY})))
 
 
+def test_runs_that_name_their_layers_differently_share_numbers() -> None:
+    runs = {"a": HISTORY, "b": [snapshot(0, 1.0, ("stem", "head"))]}
+    axis = figures.flow_map(runs).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["1", "2", "3"]
+    assert colours(figures.flow_map(runs).axes[1]).shape[0] == 2
+    last = {name: history[0] for name, history in runs.items()}
+    axis = figures.depth_profile(last).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "3"]
+    assert len(figures.waterfalls(last).axes) == len(figures.ridges(last).axes) == 2
+
+
 def test_a_long_run_is_thinned_and_its_one_nan_stays() -> None:
     usual = with_gradients(*[np.full(2, 1e-3, "f4")] * 3)
     steps = [replace(usual, step=step) for step in range(2000)]

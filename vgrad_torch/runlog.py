@@ -141,9 +141,8 @@ class _Found:
         if not seen:
             self.problems.append(f"{file.name} is {'damaged or no event file' if whole else 'empty'}.")
         elif seen < whole:
-            self.problems.append(
-                f"The last {whole - seen:,} bytes of {file.name} are cut off, damaged or being written."
-            )
+            rest = f"The last {whole - seen:,} bytes of {file.name} cannot be read"
+            self.problems.append(f"{rest}: cut off, damaged, or being written.")
 
     def _take(self, event: Any) -> None:
         values = {value.tag: value for value in event.summary.value}

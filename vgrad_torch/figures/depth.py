@@ -36,7 +36,7 @@ def depth_profile(
     axis.set_ylim(low, high)
     style.decades(axis.yaxis, low, high)
     axis.grid(axis="y")
-    style.layers_along_x(axis, names_of(list(runs.values())))
+    style.layers_along_x(axis, style.common([style.labels(snapshot) for snapshot in runs.values()]))
     axis.set_xlabel("layer, the first one left")
     axis.set_ylabel(words)
     if len(runs) > 1:
@@ -62,14 +62,6 @@ def _rms(snapshot: Snapshot, quantity: str) -> list[float]:
     return [math.nan if s is None else math.inf if s.nonfinite else s.rms for s in found]
 
 
-def names_of(snapshots: Sequence[Snapshot]) -> list[str]:
-    """The layers' names; numbers where the runs name them differently."""
-    every = [[layer.label for layer in snapshot.layers] for snapshot in snapshots]
-    longest = max(every, key=len, default=[])
-    same = all(names == longest[: len(names)] for names in every)
-    return longest if same else [str(number) for number in range(1, len(longest) + 1)]
-
-
 @style.styled
 def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
     """By which factor each weight and each activation multiplies the gradient, from the loss down to the first layer.
@@ -91,7 +83,10 @@ def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
     for axis in axes:
         style.decades(axis.xaxis, low, high, 5)
     figure.supxlabel("output gradient, over that of the last layer", fontsize=9)
-    _name_factors(axes[0], max(falls.values(), key=len))
+    words = style.common([[f"{factor.layer} {factor.kind}" for factor in factors] for factors in falls.values()])
+    places, _ = style.layer_ticks(words, 28)
+    axes[0].set_yticks(places, [style.plain(words[place], 26) for place in places])
+    axes[0].set_ylim(len(words) - 0.4, -0.6)
     kinds = {"weight": style.WEIGHT, "activation": style.ACTIVATION}
     patches = [Patch(color=colour, label=f"{kind} gain") for kind, colour in kinds.items()]
     figure.legend(handles=patches, loc="outside upper right", ncols=2)
@@ -123,10 +118,3 @@ def _fall(axis: Axes, factors: Sequence[Factor]) -> None:
             )  # fmt: skip
     axis.grid(axis="x")
     axis.tick_params(axis="y", length=0)
-
-
-def _name_factors(axis: Axes, factors: Sequence[Factor]) -> None:
-    words = [f"{factor.layer} {factor.kind}" for factor in factors]
-    places, _ = style.layer_ticks(words, 28)
-    axis.set_yticks(places, [style.plain(words[place], 26) for place in places])
-    axis.set_ylim(len(words) - 0.4, -0.6)

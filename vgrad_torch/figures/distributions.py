@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from vgrad_torch.choices import UsageError
 from vgrad_torch.figures import style
-from vgrad_torch.figures.depth import names_of
 from vgrad_torch.records import Floats, Histogram, LayerSnapshot, Snapshot, Stats
 
 Transform = Callable[[Floats], Floats]
@@ -28,24 +27,23 @@ def ridges(
     have no place on the axis; their share is written beside the ridge. (Glorot and Bengio 2010, figure 7, draws the
     same on a linear axis, where small gradients all look alike.)
     """
-    found = {name: [(x.label, getattr(x, quantity)) for x in s.layers] for name, s in runs.items()}
-    shares = {name: [_log_shares(s, exponents) for _, s in layers] for name, layers in found.items()}
+    found = {name: [getattr(layer, quantity) for layer in s.layers] for name, s in runs.items()}
+    shares = {name: [_log_shares(stats, exponents) for stats in every] for name, every in found.items()}
     occupied = [edge for each in shares.values() for share in each if share is not None for edge in _occupied(*share)]
     if not occupied:
         raise UsageError(f"no histogram of {quantity} was recorded at this step")
-    deepest = max(len(layers) for layers in found.values())
+    deepest = max(map(len, found.values()))
     figure, axes = style.panels(len(runs), height or min(0.9 + 0.34 * deepest, 7.0), width=width)
     style.titles(axes, runs)
-    for axis, (name, layers) in zip(axes, found.items(), strict=True):
-        _stack(axis, shares[name], [s for _, s in layers])
+    for axis, name in zip(axes, runs, strict=True):
+        _stack(axis, shares[name], found[name])
     low, high = min(occupied), max(occupied)
     axes[0].set_xlim(low, high)
     for axis in axes:
         style.decades(axis.xaxis, low, high, 6)
     figure.supxlabel(f"magnitude of the entries of the {quantity.replace('_', ' ')}", fontsize=9)
-    longest = max(found.values(), key=len)
-    style.layers_along_y(axes[0], [label for label, _ in longest], 24)
-    axes[0].set_ylim(len(longest) - 0.6, -1.3)
+    style.layers_along_y(axes[0], style.common([style.labels(snapshot) for snapshot in runs.values()]), 24)
+    axes[0].set_ylim(deepest - 0.6, -1.3)
     return figure
 
 
@@ -111,7 +109,9 @@ def values(
         axis.set_xlabel(label or quantity.replace("_", " "))
     axes[0].set_ylabel("density")
     axes[0].set_ylim(bottom=0)
-    style.beside(axes[min(len(axes), 4) - 1], names_of(list(runs.values())), colours)
+    style.beside(
+        axes[min(len(axes), 4) - 1], style.common([style.labels(snapshot) for snapshot in runs.values()]), colours
+    )
     return figure
 
 

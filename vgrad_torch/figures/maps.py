@@ -47,7 +47,7 @@ def flow_map(
     style.titles(axes, maps)
     for axis, each in zip(axes, maps.values(), strict=True):
         _draw(axis, each, scale)
-    style.layers_along_y(axes[0], max((each.names for each in maps.values()), key=len))
+    style.layers_along_y(axes[0], style.common([each.names for each in maps.values()]))
     figure.supxlabel("step", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, pad=0.015, aspect=7 * figure.get_figheight())
     style.decades(bar.ax.yaxis, scale.vmin or 0, scale.vmax or 1)

@@ -114,9 +114,7 @@ def _history(snapshots: Iterable[Snapshot]) -> History:
 
 
 def _labels(histories: Iterable[History]) -> list[str]:
-    """Those of the run with most layers."""
-    every = [list({layer.label: None for snapshot in each for layer in snapshot.layers}) for each in histories]
-    return max(every, key=len)
+    return style.common([[*{label: None for sample in each for label in style.labels(sample)}] for each in histories])
 
 
 def _positive(series: Floats) -> Floats:

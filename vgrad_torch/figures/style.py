@@ -6,7 +6,6 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -15,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from vgrad_torch.records import Snapshot
 
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#b5478f", "#b98000", "#3c9fd8", "#7a66cf", "#6b6b6b")
 """A colour for each run (after Okabe and Ito), those of the Gradient Flow tab."""
@@ -139,6 +140,23 @@ def step_axis(axis: Axes, label: str = "step") -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
+def labels(snapshot: Snapshot) -> list[str]:
+    """The layers' names, in their order."""
+    return [layer.label for layer in snapshot.layers]
+
+
+def common(every: Sequence[Sequence[str]]) -> list[str]:
+    """Names for an axis that several runs share: those of the longest, or numbers where others have other names.
+
+    >>> common([["fc1", "fc2"], ["fc1"]]), common([["fc1", "fc2"], ["head"]])
+    (['fc1', 'fc2'], ['1', '2'])
+    """
+    longest = max(every, key=len, default=[])
+    if all(list(names) == list(longest[: len(names)]) for names in every):
+        return list(longest)
+    return [str(number) for number in range(1, len(longest) + 1)]
+
+
 def layer_ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
     """Places and names of at most so many layers, the first and the last among them."""
     if len(names) <= most:
@@ -213,8 +231,3 @@ def span(values: Iterable[float], least: float = 1.0) -> tuple[float, float]:
     low, high = (min(found), max(found)) if found else (-1.0, 0.0)
     air = max(0.06 * (high - low), (least - (high - low)) / 2)
     return low - air, high + air
-
-
-def write(figure: Figure, path: Path, dpi: float = 150) -> int:
-    """Save it as PNG; the size in bytes."""
-    return path.write_bytes(png(figure, dpi))
