@@ -16,14 +16,14 @@ LEVELS = [
     {"propagation", "criticality"},
     {"theory"},
     {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
-    {"evidence", "one_pass", "plain_mlp", "plugin.reader", "runlog", "figures.style"},
-    {"verdicts", "plugin.routes", "figures.data", "figures.maps", "figures.steps"},
+    {"evidence", "one_pass", "plain_mlp", "plugin.reader", "events", "figures.style"},
+    {"verdicts", "plugin.routes", "runlog", "figures.data", "figures.maps", "figures.steps"},
     {"advice", "plugin.loader", "figures.depth"},
     {"diagnosis", "figures.distributions"},
     {"monitor", "checkup", "mends", "figures"},
     {"whatif", "report"},
+    {"training", "comparison"},
     {"page"},
-    {"training"},
     {"terminal"},
     {"cli"},
     {"__main__"},
@@ -33,7 +33,18 @@ VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diag
 PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
     f"vgrad_torch{name}"
-    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".runlog", ".report", ".cli", *PLUGIN)
+    for name in (
+        "",
+        ".records",
+        *VERDICT,
+        ".schedule",
+        ".choices",
+        ".theory",
+        ".runlog",
+        ".comparison",
+        ".cli",
+        *PLUGIN,
+    )
 ]
 
 

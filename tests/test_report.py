@@ -165,6 +165,19 @@ def test_a_run_onto_ones_own_summary_writer_is_read_too(tmp_path: Path) -> None:
         assert_same(replace(mine, kind="Linear"), theirs)
 
 
+def test_where_nan_stood_first_is_told_whatever_came_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = vg.build_mlp([6, 8, 8, 3], "relu", "he")
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = torch.nan
+    with pytest.warns(RuntimeWarning, match="NaN or infinity"):
+        watched(tmp_path, model=model)
+    found = report(tmp_path)
+    assert found.verdict.word == "non-finite"
+    assert found.remarks()[0].startswith("Step 0, the first sampled step with NaN or infinity: in the weight of fc1")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "NaN" in capsys.readouterr().out
+
+
 def test_a_resumed_run_goes_on_and_what_an_earlier_one_left_is_dropped(tmp_path: Path) -> None:
     write(tmp_path, [(step, typical(1.0)) for step in range(0, 100, 10)])
     write(tmp_path, [(step, typical(2.0)) for step in range(50, 80, 10)])
@@ -197,6 +210,16 @@ def test_layers_without_a_gradient_may_be_frozen_or_cut_off(tmp_path: Path) -> N
     found = report(tmp_path).verdict
     assert found.word == "cannot tell"
     assert "no gradient is logged at fc1; frozen, or cut off from the loss?" in found.paragraph
+
+
+def test_layers_of_another_kind_have_their_own_numbers_of_entries(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    monitor = watched(tmp_path, model=model, layers=(nn.Conv1d, nn.Linear))
+    for mine, theirs in zip(read(tmp_path).history[-1].layers, monitor.history[-1].layers, strict=True):
+        for quantity in ("weight", "weight_gradient", "output", "output_gradient"):
+            assert getattr(mine, quantity).count == getattr(theirs, quantity).count
+        assert mine.kind == ""
+    assert not report(tmp_path).verdict.word.startswith("vanishing")
 
 
 def test_an_optimizer_that_is_not_named_is_said_to_be_so(tmp_path: Path) -> None:
@@ -452,7 +475,7 @@ def test_reports_need_no_torch_and_json_no_matplotlib(trained: training.Result, 
 def test_a_deep_network_takes_seconds_and_not_too_many_bytes(tmp_path: Path) -> None:
     names_of_layers = [f"{i}-encoder.{i}.mlp-4x4" for i in range(1, 201)]
     tensor = np.tile(typical()[1:2], (200, 1))
-    write(tmp_path, [(step, tensor) for step in range(100)], layers=names_of_layers)
+    write(tmp_path, [(step, tensor) for step in range(40)], layers=names_of_layers)
     start = time.process_time()
     assert main(["report", str(tmp_path)]) == 0
     assert time.process_time() - start < 60

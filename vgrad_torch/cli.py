@@ -398,9 +398,9 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[
 
 
 def _report(options: argparse.Namespace) -> int:
-    from vgrad_torch import report
+    from vgrad_torch import comparison, report
 
-    found = report.compare(options.runs) if options.several else report.report(options.runs[0])
+    found: Any = comparison.compare(options.runs) if options.several else report.report(options.runs[0])
     if options.json:
         print(json.dumps(found.data(), indent=1))
         return 0

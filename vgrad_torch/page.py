@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from vgrad_torch import __version__, figures
 from vgrad_torch.choices import UsageError
+from vgrad_torch.comparison import PLACES, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.figures.style import svg
 from vgrad_torch.records import Snapshot
-from vgrad_torch.report import HEAD, PLACES, RUN_HEAD, Comparison, Report, cells, shown_value
+from vgrad_torch.report import HEAD, Report, cells
 from vgrad_torch.verdicts import ALARMS
 
 

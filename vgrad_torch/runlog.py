@@ -1,29 +1,20 @@
-"""A run read back from its folder: samples as records, scalars, texts, settings. TensorBoard's reader opens the files.
-
-A folder may hold several event files: a run that was resumed, a `SummaryWriter` beside the monitor. Their events are
-put together; where a step comes again, what was written later counts, and what an earlier run into the same folder left
-from that step on is dropped.
-"""
+"""A run read back from its folder: samples as records, and what else was logged, of whole runs and of parts."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.choices import UsageError
+from vgrad_torch.events import Events, Sample, event_files
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import Counts, Floats, Histogram, LayerSnapshot, Snapshot, Stats
 
@@ -54,7 +45,7 @@ class Run:
         history: the samples in order of their steps; of very many, every second, fourth, ...
         samples: how many there were.
         scalars: (step, value) by tag.
-        texts: the newest text of each tag of the package's that is not older than the newest sample.
+        texts: what the run wrote of itself, by tag: `verdict`, if no sample is newer, and `first_nonfinite`.
         config: `config.json`, or else the hyperparameters in the event file.
         built_in: whether it is a run of `vgrad train`, whose config says what the network is.
         notes: what a reader must know of the files, sentence by sentence.
@@ -87,8 +78,8 @@ def read(path: Path) -> Run:
     Raises:
         UsageError: there is nothing of the package's to be read; the message says what there is instead.
     """
-    files = _event_files(path)
-    found = _Found()
+    files = event_files(path)
+    found = Events()
     for file in files:
         found.read(file)
     folder = path if path.is_dir() else path.parent
@@ -98,124 +89,14 @@ def read(path: Path) -> Run:
     layers, samples = max(found.samples.items(), key=lambda item: len(item[1]))
     built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config)
     history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples, len(layers)))
-    texts = {tag: text for tag, (time, text) in found.texts.items() if time >= history[-1].wall_time}
+    since = {names.VERDICT: history[-1].wall_time, names.FIRST_NONFINITE: history[0].wall_time}
+    texts = {tag: text for tag, (time, text) in found.texts.items() if time >= since[tag]}
     scalars = {tag: tuple(points.items()) for tag, points in found.scalars.items()}
     name = folder.resolve().name or str(folder)
     return Run(name, folder, history, len(samples), scalars, texts, config, built_in, tuple(_notes(found, samples)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A gradient_flow tensor, not yet decoded; `counts` are the entries of output gradients by layer tag."""
-
-    step: int
-    wall_time: float
-    axes: names.Axes
-    tensor: Any
-    counts: Mapping[str, int]
-    histograms: Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class _Found:
-    """What the event files hold, as they are read one after the other."""
-
-    samples: dict[tuple[str, ...], list[_Sample]] = field(default_factory=dict)
-    scalars: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
-    texts: dict[str, tuple[float, str]] = field(default_factory=dict)
-    hparams: dict[str, Any] = field(default_factory=dict)
-    dropped: int = 0
-    problems: list[str] = field(default_factory=list)
-    tags: set[str] = field(default_factory=set)
-    _axes: dict[str, names.Axes] = field(default_factory=dict)
-    _counts: Mapping[str, int] = field(default_factory=dict)
-
-    def read(self, file: Path) -> None:
-        """Take all events of a file, up to where it is damaged or not yet written."""
-        whole = file.stat().st_size
-        seen = 0
-        for record in RawEventFileLoader(str(file)).Load():
-            seen += len(record) + 16  # a length of 8 bytes and two checksums of 4
-            event = Event.FromString(record)
-            self._take(event)
-        if not seen:
-            self.problems.append(f"{file.name} is {'damaged or no event file' if whole else 'empty'}.")
-        elif seen < whole:
-            rest = f"The last {whole - seen:,} bytes of {file.name} cannot be read"
-            self.problems.append(f"{rest}: cut off, damaged, or being written.")
-
-    def _take(self, event: Any) -> None:
-        values = {value.tag: value for value in event.summary.value}
-        self.tags |= values.keys()
-        self._count(values)
-        for tag, value in values.items():
-            plugin = value.metadata.plugin_data
-            if plugin.plugin_name == names.PLUGIN_NAME or tag in self._axes:
-                self._take_flow(tag, value, event, values)
-            elif value.HasField("simple_value") or plugin.plugin_name == "scalars" or tag in self.scalars:
-                self._take_scalar(tag, value, event.step)
-            elif tag in (names.VERDICT, names.FIRST_NONFINITE):
-                self.texts[tag] = event.wall_time, _text(value)
-            elif tag == hparams_metadata.SESSION_START_INFO_TAG:
-                self.hparams |= _hparams(plugin.content)
-
-    def _take_flow(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
-        if tag.startswith(names.THEORY):
-            return
-        if value.metadata.plugin_data.content:
-            try:
-                self._axes[tag] = names.decode(value.metadata.plugin_data.content)
-            except (KeyError, ValueError, TypeError) as error:
-                self.problems.append(f"{tag} cannot be read: its description is not ours ({error}).")
-                return
-        if tag not in self._axes:
-            return
-        axes = self._axes[tag]
-        histograms = {x: values[y] for x in axes.layers if (y := names.layer_tag(names.GRADIENT_LOG10, x)) in values}
-        samples = self.samples.setdefault(tuple(axes.layers), [])
-        kept = [sample for sample in samples if sample.step < event.step] if _again(samples, event.step) else samples
-        self.dropped += len(samples) - len(kept)
-        kept.append(_Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
-        self.samples[tuple(axes.layers)] = kept
-
-    def _take_scalar(self, tag: str, value: Any, step: int) -> None:
-        number = value.simple_value if value.HasField("simple_value") else float(make_ndarray(value.tensor))
-        points = self.scalars[tag]
-        if points and step < next(reversed(points)):
-            self.scalars[tag] = points = {s: x for s, x in points.items() if s < step}
-        points[step] = number
-
-    def _count(self, values: Mapping[str, Any]) -> None:
-        """How many entries an output gradient has, from its histogram; it holds until there is another one."""
-        group = names.layer_tag("output_gradient", "")
-        new = {
-            tag.removeprefix(group): int(make_ndarray(value.tensor)[:, 2].sum())
-            for tag, value in values.items()
-            if tag.startswith(group) and value.HasField("tensor") and len(value.tensor.tensor_shape.dim) == 2
-        }
-        if new:
-            self._counts = {**self._counts, **new}
-
-
-def _again(samples: list[_Sample], step: int) -> bool:
-    return bool(samples) and samples[-1].step >= step
-
-
-def _event_files(path: Path) -> list[Path]:
-    """In the order they were begun: their names start with the time."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UsageError(f"there is no folder {path}; give the folder of a run, such as runs/mine")
-    files = sorted(path.glob("*tfevents*"))
-    if files:
-        return files
-    below = sorted({str(file.parent) for file in path.glob("*/*tfevents*")})
-    more = f"; runs are below it: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}" if below else ""
-    raise UsageError(f"{path} holds no event file{more or '; give the folder of a run, such as runs/mine'}")
-
-
-def _nothing(path: Path, found: _Found) -> str:
+def _nothing(path: Path, found: Events) -> str:
     if found.problems:
         return f"{path} holds no gradients that can be read: {found.problems[0].removesuffix('.')}"
     if not found.tags:
@@ -227,7 +108,7 @@ def _nothing(path: Path, found: _Found) -> str:
     )
 
 
-def _config(folder: Path, found: _Found) -> dict[str, Any]:
+def _config(folder: Path, found: Events) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
@@ -239,18 +120,18 @@ def _config(folder: Path, found: _Found) -> dict[str, Any]:
     return config if isinstance(config, dict) else {"config": config}
 
 
-def _notes(found: _Found, samples: list[_Sample]) -> Iterator[str]:
+def _notes(found: Events, samples: list[Sample]) -> Iterator[str]:
     yield from found.problems
     if found.dropped:
         yield f"{found.dropped:,} samples of an earlier run into the same folder are left out."
     others = sum(map(len, found.samples.values())) - len(samples)
     if others:
         yield f"{others:,} samples of other sets of layers are left out; TensorBoard's Gradient Flow tab shows them."
-    if found.hparams and hparams_metadata.SESSION_END_INFO_TAG not in found.tags:
+    if not found.ended:
         yield "The log has no end: the run was stopped, or is still going on."
 
 
-def _thinned(samples: list[_Sample], layers: int) -> list[_Sample]:
+def _thinned(samples: list[Sample], layers: int) -> list[Sample]:
     """All of them, or every second, fourth, ... and the newest."""
     most = max(min(SAMPLES, LAYERS // max(layers, 1)), 2)
     stride = 1
@@ -263,7 +144,7 @@ def _thinned(samples: list[_Sample], layers: int) -> list[_Sample]:
 _TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
 
 
-def _snapshot(sample: _Sample, built_in: bool, config: Mapping[str, Any]) -> Snapshot:
+def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snapshot:
     paths = [names.COLUMNS.get(column) for column in sample.axes.statistics]
     rows = make_ndarray(sample.tensor).astype(np.float64)
     if rows.shape != (len(sample.axes.layers), len(paths)):
@@ -276,21 +157,22 @@ def _snapshot(sample: _Sample, built_in: bool, config: Mapping[str, Any]) -> Sna
     return Snapshot(sample.step, tuple(layers), sample.wall_time)
 
 
-def _layer(tag: str, numbers: Mapping[str, float], sample: _Sample, batch: int, built_in: bool) -> LayerSnapshot:
+def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
     """A layer from its row. What `vgrad train` trains are `Linear` layers; of others the kind is not in the file."""
     number, name, call, size = _parts(tag)
     fan_in, fan_out = map(int, size.split("x")) if size else (0, 0)
-    outputs = sample.counts.get(tag, batch * fan_out)
-    inputs = outputs * fan_in // fan_out if fan_out else 0
-    gradient = _stats(numbers, "weight_gradient", fan_in * fan_out, _histogram(sample.histograms.get(tag)))
+    counts = {quantity: sample.counts.get(names.layer_tag(x, tag)) for x, quantity in names.LAYER_HISTOGRAMS.items()}
+    weights = counts["weight"] or fan_in * fan_out
+    outputs = counts["output_gradient"] or counts["output"] or batch * fan_out
+    gradient = _stats(numbers, "weight_gradient", weights, _histogram(sample.histograms.get(tag)))
     update, gain = numbers.get("update_rms", math.nan), numbers.get("activation_gain", math.nan)
     return LayerSnapshot(
         number, name, "Linear" if built_in else "", size, call,
-        weight=_stats(numbers, "weight", fan_in * fan_out),
+        weight=_stats(numbers, "weight", weights),
         weight_gradient=gradient,
         output=_stats(numbers, "output", outputs),
         output_gradient=_stats(numbers, "output_gradient", outputs),
-        input_gradient=_stats(numbers, "input_gradient", inputs),
+        input_gradient=_stats(numbers, "input_gradient", outputs * fan_in // fan_out if fan_out else 0),
         update_rms=None if math.isnan(update) else update,
         activation_gain=None if math.isnan(gain) else gain,
     )  # fmt: skip
@@ -316,11 +198,11 @@ def _stats(numbers: Mapping[str, float], quantity: str, count: int, histogram: H
 
     if math.isnan(of("rms")) and math.isnan(of("nonfinite")):
         return None
-    zeros, nonfinite = of("zero_fraction"), of("nonfinite")
+    zeros, bad = (0.0 if math.isnan(each) else each for each in (of("zero_fraction"), of("nonfinite")))
+    count = max(count, int(bad))  # no histogram is written of a tensor without a finite entry
     return Logged(
-        count, 0 if math.isnan(zeros) else round(zeros * count), 0 if math.isnan(nonfinite) else int(nonfinite),
-        of("mean"), of("std"), math.nan, math.nan, histogram, of("rms"),
-    )  # fmt: skip
+        count, round(zeros * count), int(bad), of("mean"), of("std"), math.nan, math.nan, histogram, of("rms")
+    )
 
 
 def _histogram(value: Any) -> Histogram | None:
@@ -334,13 +216,3 @@ def _histogram(value: Any) -> Histogram | None:
     codes = (np.round(rows[:, 0] / math.log10(2)).astype(np.int64) + 127) * 8
     counts: Counts = np.round(rows[:, 2]).astype(np.int64)
     return Histogram(codes[counts > 0].astype(np.uint16), counts[counts > 0])
-
-
-def _hparams(content: bytes) -> dict[str, Any]:
-    start = HParamsPluginData.FromString(content).session_start_info.hparams
-    return {name: getattr(value, value.WhichOneof("kind") or "string_value") for name, value in start.items()}
-
-
-def _text(value: Any) -> str:
-    first = make_ndarray(value.tensor).ravel()[:1].tolist()
-    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)

@@ -22,5 +22,5 @@ def circles(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Figure:
     axis.set_aspect("equal")
     axis.set_xlabel("first input")
     axis.set_ylabel("second input")
-    legend(axis, [f"class {label}" for label in classes], RUNS, MARKS, line="", loc="upper right")
+    legend(axis, [f"class {label}" for label in classes], RUNS, MARKS, lines=[""], loc="upper right")
     return figure

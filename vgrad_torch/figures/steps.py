@@ -89,9 +89,10 @@ def losses(runs: Mapping[str, Points], *, label: str = "training loss", height: 
     """The loss, or another number of the whole network, of several runs in one picture; log where it spans decades."""
     figure = style.new_figure(8.0, height)
     axis = figure.subplots()
+    colours = [style.RUNS[place % len(style.RUNS)] for place in range(len(runs))]
     for place, points in enumerate(runs.values()):
-        colour = style.RUNS[place % len(style.RUNS)]
-        axis.plot([step for step, _ in points], [value for _, value in points], color=colour)
+        how: dict[str, Any] = {"color": colours[place], "linestyle": style.LINES[place % len(style.LINES)]}
+        axis.plot([step for step, _ in points], [value for _, value in points], **how)
     seen = [value for points in runs.values() for _, value in points if np.isfinite(value)]
     style.numbers(axis)
     if seen and min(seen) > 0 and max(seen) > 20 * min(seen):
@@ -100,7 +101,7 @@ def losses(runs: Mapping[str, Points], *, label: str = "training loss", height: 
     axis.set_ylabel(label)
     style.step_axis(axis)
     if len(runs) > 1:
-        style.beside(axis, list(runs), [style.RUNS[i % len(style.RUNS)] for i in range(len(runs))])
+        style.beside(axis, list(runs), colours, style.LINES)
     return figure
 
 

@@ -20,6 +20,7 @@ from vgrad_torch.records import Snapshot
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#b5478f", "#b98000", "#3c9fd8", "#7a66cf", "#6b6b6b")
 """A colour for each run (after Okabe and Ito), those of the Gradient Flow tab."""
 MARKS = "osD^vPX*"
+LINES = ("-", "--", "-.", ":")
 WEIGHT, ACTIVATION = "#0072b2", "#e69f00"
 ZERO, NONFINITE, MISSING = "#000000", "#d50032", "#ececec"
 """Colours off every scale: exact zeros, NaN or infinity, not measured."""
@@ -116,21 +117,23 @@ def titles(axes: Sequence[Axes], names: Iterable[str]) -> None:
 
 
 def legend(
-    axis: Axes, names: Sequence[str], colours: Sequence[Any], marks: str = "", line: Any = "-", **where: Any
+    axis: Axes, names: Sequence[str], colours: Sequence[Any], marks: str = "", lines: Sequence[Any] = "-", **where: Any
 ) -> None:
     """A legend of lines, of marks, or both; of more than twelve names those at even distances."""
     stride = max(1, -(-(len(names) - 1) // 11))
     kept = [i for i in range(len(names)) if i % stride == 0]
-    drawn = [marks[i % len(marks)] if marks else "" for i in kept]
-    handles = [Line2D([], [], color=colours[i], marker=m, linestyle=line) for i, m in zip(kept, drawn, strict=True)]
+    handles = [
+        Line2D([], [], color=colours[i], marker=marks[i % len(marks)] if marks else "", linestyle=lines[i % len(lines)])
+        for i in kept
+    ]
     made = axis.legend(handles, [" "] * len(kept), **where)  # a name that begins with _ would be left out
     for text, i in zip(made.get_texts(), kept, strict=True):
         text.set_text(plain(names[i], 32))
 
 
-def beside(axis: Axes, names: Sequence[str], colours: Sequence[Any]) -> None:
+def beside(axis: Axes, names: Sequence[str], colours: Sequence[Any], lines: Sequence[Any] = "-") -> None:
     """A legend to the right of the axes."""
-    legend(axis, names, colours, loc="upper left", bbox_to_anchor=(1.0, 1.03), handlelength=1.4)
+    legend(axis, names, colours, lines=lines, loc="upper left", bbox_to_anchor=(1.0, 1.03), handlelength=2.0)
 
 
 def step_axis(axis: Axes, label: str = "step") -> None:
