@@ -222,6 +222,38 @@ def test_layers_of_another_kind_have_their_own_numbers_of_entries(tmp_path: Path
     assert not report(tmp_path).verdict.word.startswith("vanishing")
 
 
+def test_steps_of_a_recurrent_layer_are_one_run_however_many_there_are(tmp_path: Path) -> None:
+    cell, head = nn.Linear(8, 8), nn.Linear(8, 2)
+    model = nn.ModuleDict({"cell": cell, "head": head})
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with vg.watch(model, optimizer, every=1, logdir=tmp_path) as monitor:
+        for length in (3, 5, 2, 3):
+            optimizer.zero_grad()
+            x = torch.rand(16, 8)
+            for _ in range(length):
+                x = torch.tanh(cell(x))
+            head(x).square().mean().backward()
+            optimizer.step()
+    run = read(tmp_path)
+    assert [len(s.layers) for s in run.history] == [len(s.layers) for s in monitor.history] == [4, 6, 3, 4]
+    assert run.notes == ()
+    assert main(["report", str(tmp_path)]) == 0
+
+
+def test_another_model_in_the_folder_is_left_out(tmp_path: Path) -> None:
+    watched(tmp_path, steps=4)
+    watched(tmp_path, model=vg.build_mlp([6, 5, 3]))
+    run = read(tmp_path)
+    assert (run.samples, len(run.history[-1].layers)) == (4, 3)
+    assert run.notes[0].startswith("3 samples of another model, or of other layers, are left out")
+
+
+def test_a_run_that_ended_with_an_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(training.NonFiniteError):
+        training.run(training.recipe("digits", lr=1e20, runs=str(tmp_path), name="nan"))
+    assert "The run ended with an error; what came of its last step is not in the log." in read(tmp_path / "nan").notes
+
+
 def test_an_optimizer_that_is_not_named_is_said_to_be_so(tmp_path: Path) -> None:
     model = vg.build_mlp([6, *[8] * 12, 3], "sigmoid", "glorot")
     watched(tmp_path, model=model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,15 @@ PLACES = ("name", "runs", "data_dir")
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """The settings that not all runs have alike, each with its value in every run; empty where a run lacks it.
 
+    A run whose settings are not known is no reason to list all those of the others.
+
     >>> differences({"a": {"act": "relu", "lr": 0.1, "name": "a"}, "b": {"act": "tanh", "lr": 0.1, "name": "b"}})
     {'act': ('relu', 'tanh')}
     """
     keys = [key for key in {key: None for config in configs.values() for key in config} if key not in PLACES]
     shown = {key: tuple(shown_value(config.get(key, "")) for config in configs.values()) for key in keys}
-    return {key: values for key, values in shown.items() if len(set(values)) > 1}
+    known = [bool(config) for config in configs.values()]
+    return {key: values for key, values in shown.items() if len(set(compress(values, known))) > 1}
 
 
 def shown_value(value: Any) -> str:

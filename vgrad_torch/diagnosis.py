@@ -94,7 +94,8 @@ class Diagnosis:
 
     def paragraph(self) -> str:
         """Verdict, reason, suspects, confidence and advice."""
-        return " ".join([f"{self.verdict}: {self.because}.", *_remarks(self), *self.advice])
+        end = "" if self.because.endswith("?") else "."
+        return " ".join([f"{self.verdict}: {self.because}{end}", *_remarks(self), *self.advice])
 
 
 def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:

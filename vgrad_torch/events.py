@@ -7,6 +7,7 @@ that step on is dropped.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
@@ -48,6 +50,8 @@ class Events:
     scalars: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     texts: dict[str, tuple[float, str]] = field(default_factory=dict)
     hparams: dict[str, Any] = field(default_factory=dict)
+    status: int | None = None
+    """How the run says that it ended: a `Status` of the HParams plugin."""
     dropped: int = 0
     problems: list[str] = field(default_factory=list)
     tags: set[str] = field(default_factory=set)
@@ -82,6 +86,8 @@ class Events:
                 self.texts[tag] = event.wall_time, _text(value)
             elif tag == hparams_metadata.SESSION_START_INFO_TAG:
                 self.hparams |= _hparams(plugin.content)
+            elif tag == hparams_metadata.SESSION_END_INFO_TAG:
+                self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
 
     def _take_flow(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
         if tag.startswith(names.THEORY):
@@ -96,11 +102,12 @@ class Events:
             return
         axes = self._axes[tag]
         histograms = {x: values[y] for x in axes.layers if (y := names.layer_tag(names.GRADIENT_LOG10, x)) in values}
-        samples = self.samples.setdefault(tuple(axes.layers), [])
+        layers = _without_calls(axes.layers)
+        samples = self.samples.setdefault(layers, [])
         kept = [sample for sample in samples if sample.step < event.step] if _again(samples, event.step) else samples
         self.dropped += len(samples) - len(kept)
         kept.append(Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
-        self.samples[tuple(axes.layers)] = kept
+        self.samples[layers] = kept
 
     def _take_scalar(self, tag: str, value: Any, step: int) -> None:
         number = value.simple_value if value.HasField("simple_value") else float(make_ndarray(value.tensor))
@@ -120,9 +127,22 @@ class Events:
             self._counts = {**self._counts, **new}
 
     @property
-    def ended(self) -> bool:
-        """False if the run said that it began but not that it ended."""
-        return not self.hparams or hparams_metadata.SESSION_END_INFO_TAG in self.tags
+    def end(self) -> str | None:
+        """What is to be said of the run's end, if it did not go well."""
+        if self.status == api_pb2.STATUS_FAILURE:
+            return "The run ended with an error; what came of its last step is not in the log."
+        if self.hparams and self.status is None:
+            return "The log has no end: the run was stopped, or is still going on."
+        return None
+
+
+def _without_calls(tags: list[str]) -> tuple[str, ...]:
+    """The layers without their calls, of which a recurrent one has more or fewer from step to step.
+
+    >>> _without_calls(["1-cell-8x8", "1-cell#2-8x8", "2-head-8x2"])
+    ('1-cell-8x8', '2-head-8x2')
+    """
+    return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", tag) for tag in tags))
 
 
 def _again(samples: list[Sample], step: int) -> bool:

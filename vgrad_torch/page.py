@@ -37,7 +37,8 @@ _PROFILE = (
 )
 _WATERFALL = (
     "By which factor each layer's weight and each activation multiplies the gradient at the newest sample, from the "
-    "last layer on top to the first. The longest bars to the left are what weakens it."
+    "last layer on top to the first. The longest bars to the left are what weakens it. Around branches, residual "
+    "connections say, a gradient comes by other ways too; then the bars do not add up to what arrives."
 )
 _RIDGES = (
     "How the magnitudes of the gradient's entries are distributed in each layer. Healthy layers stand above each other."
@@ -140,9 +141,7 @@ def _verdict(found: Report) -> str:
     origin = "written by the run itself" if found.verdict.logged else "found now, from what the log holds"
     remarks = "".join(f'<p class="quiet">{escape(remark)}</p>' for remark in found.remarks())
     badge = f"<strong>{escape(word or 'verdict')}</strong>"
-    return (
-        f'<div class="verdict {kind}">{badge}<p>{escape(text)}</p><p class="quiet">Verdict {origin}.</p></div>{remarks}'
-    )
+    return f'<div class="verdict {kind}">{badge}<p>{escape(text[:1].upper() + text[1:])}</p><p class="quiet">Verdict {origin}.</p></div>{remarks}'
 
 
 def _settings(found: Report) -> str:

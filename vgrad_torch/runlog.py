@@ -86,9 +86,9 @@ def read(path: Path) -> Run:
     config = _config(folder, found)
     if not found.samples:
         raise UsageError(_nothing(path, found))
-    layers, samples = max(found.samples.items(), key=lambda item: len(item[1]))
+    samples = max(found.samples.values(), key=len)
     built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config)
-    history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples, len(layers)))
+    history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples))
     since = {names.VERDICT: history[-1].wall_time, names.FIRST_NONFINITE: history[0].wall_time}
     texts = {tag: text for tag, (time, text) in found.texts.items() if time >= since[tag]}
     scalars = {tag: tuple(points.items()) for tag, points in found.scalars.items()}
@@ -126,13 +126,14 @@ def _notes(found: Events, samples: list[Sample]) -> Iterator[str]:
         yield f"{found.dropped:,} samples of an earlier run into the same folder are left out."
     others = sum(map(len, found.samples.values())) - len(samples)
     if others:
-        yield f"{others:,} samples of other sets of layers are left out; TensorBoard's Gradient Flow tab shows them."
-    if not found.ended:
-        yield "The log has no end: the run was stopped, or is still going on."
+        yield f"{others:,} samples of another model, or of other layers, are left out; the tab in TensorBoard has them."
+    if found.end:
+        yield found.end
 
 
-def _thinned(samples: list[Sample], layers: int) -> list[Sample]:
+def _thinned(samples: list[Sample]) -> list[Sample]:
     """All of them, or every second, fourth, ... and the newest."""
+    layers = max(len(sample.axes.layers) for sample in samples)
     most = max(min(SAMPLES, LAYERS // max(layers, 1)), 2)
     stride = 1
     while -(-len(samples) // stride) > most:

@@ -14,7 +14,7 @@ from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.figures import style
 from vgrad_torch.figures.maps import QUANTITIES
 from vgrad_torch.records import Floats, Snapshot, Stats
-from vgrad_torch.waterfall import Factor, waterfall
+from vgrad_torch.waterfall import Factor, Waterfall, waterfall
 
 
 @style.styled
@@ -67,16 +67,20 @@ def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
     """By which factor each weight and each activation multiplies the gradient, from the loss down to the first layer.
 
     Each bar goes from what is left above it to what is left below it; 1 is the RMS of the last layer's output gradient.
+    Where the layers are no chain, as around branches, the bars do not add up to what arrives; that is then written.
     Raises a `UsageError` where none has two layers with a gradient.
     """
-    falls = {name: factors for name, snapshot in runs.items() if (factors := _factors(snapshot))}
+    found = {name: fall for name, snapshot in runs.items() if (fall := waterfall(snapshot))}
+    falls = {name: factors for name, fall in found.items() if (factors := _drawable(fall))}
     if not falls:
         raise UsageError("a waterfall needs the output and input gradients of two layers")
     longest = max(map(len, falls.values()))
     figure, axes = style.panels(len(falls), min(1.0 + 0.23 * longest, 6.5), width=width)
     style.titles(axes, falls)
-    for axis, factors in zip(axes, falls.values(), strict=True):
+    for axis, (name, factors) in zip(axes, falls.items(), strict=True):
         _fall(axis, factors)
+        if not found[name].chain:
+            axis.set_xlabel(f"no chain: {style.number(found[name].ratio)} arrives")
     low, high = style.span([x for factors in falls.values() for x in _left(factors)])
     high += 0.12 * (high - low)  # room for the numbers
     axes[0].set_xlim(low, high)
@@ -84,8 +88,7 @@ def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
         style.decades(axis.xaxis, low, high, 5)
     figure.supxlabel("output gradient, over that of the last layer", fontsize=9)
     words = style.common([[f"{factor.layer} {factor.kind}" for factor in factors] for factors in falls.values()])
-    places, _ = style.layer_ticks(words, 28)
-    axes[0].set_yticks(places, [style.plain(words[place], 26) for place in places])
+    axes[0].set_yticks(*style.layer_ticks(words, 28, 26))
     axes[0].set_ylim(len(words) - 0.4, -0.6)
     kinds = {"weight": style.WEIGHT, "activation": style.ACTIVATION}
     patches = [Patch(color=colour, label=f"{kind} gain") for kind, colour in kinds.items()]
@@ -93,10 +96,9 @@ def waterfalls(runs: Mapping[str, Snapshot], *, width: float = 8.0) -> Figure:
     return figure
 
 
-def _factors(snapshot: Snapshot) -> list[Factor]:
-    """Those that can be drawn on a log axis."""
-    found = waterfall(snapshot)
-    return [factor for factor in found.factors if 0 < factor.gain < math.inf] if found else []
+def _drawable(fall: Waterfall) -> list[Factor]:
+    """Those that have a place on a log axis."""
+    return [factor for factor in fall.factors if 0 < factor.gain < math.inf]
 
 
 def _left(factors: Sequence[Factor]) -> Floats:

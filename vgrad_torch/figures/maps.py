@@ -36,17 +36,21 @@ def flow_map(
     """RMS by layer (first on top) and step, on one log scale of colours; what has no place on it has one of its own.
 
     A cell is black where a value is exactly zero, red where NaN or infinity stood in the tensor, grey where nothing was
-    measured. Of more than 480 samples, several share a column: the first is red or else the smallest of them.
+    measured. Of more than 480 samples, several share a column: red if one is, or else the smallest of them.
+    The steps are on one scale too, but for runs of less than a fifth of the longest.
     """
     words = choose(QUANTITIES, quantity, "quantity")
     maps = {name: _Map(list(history), quantity) for name, history in runs.items()}
     if not maps or not all(len(each.steps) for each in maps.values()):
         raise UsageError("there is no sample to draw")
     scale = _scale([each.values for each in maps.values()])
-    figure, axes = style.panels(len(maps), height, width=width)
+    figure, axes = style.panels(len(maps), height, width=width, sharex=False)
     style.titles(axes, maps)
     for axis, each in zip(axes, maps.values(), strict=True):
         _draw(axis, each, scale)
+    longest = max(each.length for each in maps.values())
+    for axis, each in zip(axes, maps.values(), strict=True):
+        axis.set_xlim(each.ends[0], each.ends[0] + (longest if 5 * each.length >= longest else each.length))
     style.layers_along_y(axes[0], style.common([each.names for each in maps.values()]))
     figure.supxlabel("step", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, pad=0.015, aspect=7 * figure.get_figheight())
@@ -75,6 +79,7 @@ class _Map:
         self.values = _smallest(every, starts).T if samples else every.T
         """[layers, columns]."""
         self.ends = _ends([self.steps[start] for start in starts], self.steps)
+        self.length = float(self.ends[-1] - self.ends[0])
 
 
 def _smallest(every: Floats, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:

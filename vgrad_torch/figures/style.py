@@ -77,12 +77,12 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def panels(count: int, height: float, *, width: float = 8.0) -> tuple[Figure, list[Axes]]:
+def panels(count: int, height: float, *, width: float = 8.0, sharex: bool = True) -> tuple[Figure, list[Axes]]:
     """Axes side by side on equal scales, for so many runs; more than five make a further row."""
     columns = count if count <= 5 else 4
     rows = -(-count // columns)
     figure = new_figure(width, height * rows)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False)
     axes = [axis for row in grid for axis in row]
     for spare in axes[count:]:
         spare.set_visible(False)
@@ -160,13 +160,13 @@ def common(every: Sequence[Sequence[str]]) -> list[str]:
     return [str(number) for number in range(1, len(longest) + 1)]
 
 
-def layer_ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
+def layer_ticks(names: Sequence[str], most: int, letters: int = 14) -> tuple[list[int], list[str]]:
     """Places and names of at most so many layers, the first and the last among them."""
     if len(names) <= most:
         kept = list(range(len(names)))
     else:
         kept = sorted({round(i * (len(names) - 1) / (most - 1)) for i in range(most)})
-    return kept, [plain(names[i], 14) for i in kept]
+    return kept, [plain(names[i], letters) for i in kept]
 
 
 def layers_along_x(axis: Axes, names: Sequence[str]) -> None:
@@ -180,7 +180,7 @@ def layers_along_x(axis: Axes, names: Sequence[str]) -> None:
 
 def layers_along_y(axis: Axes, names: Sequence[str], most: int = 16) -> None:
     """Layers by name along y, first layer on top."""
-    places, words = layer_ticks(names, most)
+    places, words = layer_ticks(names, most, 20)
     axis.set_yticks(places, words)
     axis.set_ylim(len(names) - 0.5, -0.5)
 
