@@ -237,11 +237,15 @@ def readme(runs: Path) -> Iterator[Picture]:
         words = f"after training {accuracy(result):.0%} right"
         axis.text(0, 1.03, words, transform=axis.transAxes, fontsize=9.5, color=style.MUTED)
     _way(figure)
+    sizes = {
+        name: " and ".join(f"{rms(s.layers[place].weight_gradient):.1e}" for place in (0, -1))
+        for name, s in firsts(results).items()
+    }
     ends = {name: f"{accuracy(result):.1%}" for name, result in results.items()}
     yield Picture(
         "readme", "What each layer gets of the gradient, before training",
-        f"The magnitudes of the weight gradient's entries, but for exact zeros, in seven layers; the gradient "
-        f"comes from below. Validation accuracy after training: {listed(ends)}.",
+        f"The magnitudes of the weight gradient's entries, without exact zeros, in seven layers; the gradient comes "
+        f"from below. RMS at fc1 and at fc7: {listed(sizes)}. Validation accuracy after training: {listed(ends)}.",
         figure,
     )  # fmt: skip
 

@@ -141,7 +141,9 @@ def _verdict(found: Report) -> str:
     origin = "written by the run itself" if found.verdict.logged else "found now, from what the log holds"
     remarks = "".join(f'<p class="quiet">{escape(remark)}</p>' for remark in found.remarks())
     badge = f"<strong>{escape(word or 'verdict')}</strong>"
-    return f'<div class="verdict {kind}">{badge}<p>{escape(text[:1].upper() + text[1:])}</p><p class="quiet">Verdict {origin}.</p></div>{remarks}'
+    sentence = escape(text[:1].upper() + text[1:])
+    words = f'{badge}<p>{sentence}</p><p class="quiet">Verdict {origin}.</p>'
+    return f'<div class="verdict {kind}">{words}</div>{remarks}'
 
 
 def _settings(found: Report) -> str:
