@@ -126,12 +126,16 @@ def test_the_verdict_on_the_log_is_the_verdict_in_the_run(trained: training.Resu
 
 
 def test_a_verdict_that_the_run_wrote_is_shown_as_it_is(trained: training.Result, tmp_path: Path) -> None:
-    folder = copied(trained.folder, tmp_path / "run")
-    say(folder, names.VERDICT, replace(trained.monitor.diagnose(), because="the run says so").markdown())
-    found = report(folder).verdict
-    assert (found.word, found.logged) == ("vanishing", True)
-    assert found.paragraph.startswith("vanishing: the run says so.")
-    assert "|" not in found.paragraph
+    written = replace(trained.monitor.diagnose(), because="the run says so")
+    for number, text in enumerate((written.markdown(), str(written), f"{written.markdown()}\n\nAnd more.")):
+        folder = copied(trained.folder, tmp_path / str(number))
+        say(folder, names.VERDICT, text)
+        found = report(folder).verdict
+        assert (found.word, found.logged) == ("vanishing", True)
+        assert found.paragraph == written.paragraph() + (" And more." if number == 2 else "")
+    say(folder, names.VERDICT, "All is well, I think.")
+    assert report(folder).verdict.word == ""
+    assert report(folder).verdict.paragraph == "All is well, I think."
 
 
 def test_a_verdict_older_than_the_newest_sample_is_not_shown(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class Events:
                 self.texts[tag] = event.wall_time, _text(value)
             elif tag == hparams_metadata.SESSION_START_INFO_TAG:
                 self.hparams |= _hparams(plugin.content)
+                self.status = None  # of a resumed run the end is still to come
             elif tag == hparams_metadata.SESSION_END_INFO_TAG:
                 self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
 

@@ -136,9 +136,11 @@ def _logged(run: Run) -> Verdict | None:
     """The verdict that the run wrote; without its table, which is here anyway."""
     if VERDICT not in run.texts:
         return None
-    lines = [line for line in run.texts[VERDICT].splitlines() if line.strip() and not line.lstrip().startswith("|")]
-    paragraph = " ".join(lines).replace("**", "")
-    word = paragraph.partition(":")[0].strip()
+    blocks = run.texts[VERDICT].replace("**", "").split("\n\n")
+    words = [" ".join(block.split()) for block in blocks if not block.lstrip().startswith("|")]
+    begin = next((place for place, block in enumerate(words) if block.partition(":")[0] in VERDICTS), 0)
+    paragraph = " ".join(words[begin:])
+    word = paragraph.partition(":")[0]
     return Verdict(word if word in VERDICTS else "", paragraph, logged=True)
 
 
