@@ -151,17 +151,22 @@ def _again(samples: list[Sample], step: int) -> bool:
 
 
 def event_files(path: Path) -> list[Path]:
-    """In the order they were begun: their names start with the time."""
+    """In the order they were begun: their names hold the time, and then a number that counts."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}; give the folder of a run, such as runs/mine")
-    files = sorted(path.glob("*tfevents*"))
+    files = sorted(path.glob("*tfevents*"), key=lambda file: _by_numbers(file.name))
     if files:
         return files
     below = sorted({str(file.parent) for file in path.glob("*/*tfevents*")})
     more = f"; runs are below it: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}" if below else ""
     raise UsageError(f"{path} holds no event file{more or '; give the folder of a run, such as runs/mine'}")
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that puts `events.9` before `events.10`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _hparams(content: bytes) -> dict[str, Any]:

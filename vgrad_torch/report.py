@@ -113,7 +113,7 @@ def report(path: Path) -> Report:
 
 
 def _report(run: Run) -> Report:
-    found = _diagnosis(run)
+    found = diagnosed(run)
     states = {state.label: state.word for state in found.layers} if found else {}
     first = {layer.label: layer for layer in run.history[0].layers}
     rows = tuple(_row(first.get(x.label), x, states.get(x.label, "")) for x in run.history[-1].layers)
@@ -150,7 +150,7 @@ def _verdict(found: Diagnosis | None) -> Verdict:
     return Verdict(found.verdict, found.paragraph(), logged=False)
 
 
-def _diagnosis(run: Run) -> Diagnosis | None:
+def diagnosed(run: Run) -> Diagnosis | None:
     """The diagnosis of what the log holds; None where it does not tell how many entries the gradients have.
 
     A layer without any gradient may be frozen or cut off from the loss, which the log does not tell apart: it is taken
