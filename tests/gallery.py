@@ -47,11 +47,13 @@ class Picture:
 Results = Mapping[str, training.Result]
 
 
-def train(runs: Path, recipes: Mapping[str, Mapping[str, Any]], data: str, **common: Any) -> dict[str, training.Result]:
+def train(
+    runs: Path, networks: Mapping[str, Mapping[str, Any]], data: str, **common: Any
+) -> dict[str, training.Result]:
     """Train a network for each recipe, with seed 0."""
     return {
         name: training.run(training.recipe(data, runs=str(runs), name=name, seed=0, **{**common, **given}))
-        for name, given in recipes.items()
+        for name, given in networks.items()
     }
 
 
@@ -119,8 +121,8 @@ def _gradients_and_end(result: training.Result) -> str:
 
 def mxnet(runs: Path, data: str, data_dir: str | None) -> Iterator[Picture]:
     """Uniform and xavier weights, sigmoid and relu: gradient over the training, over the depth, and its waterfall."""
-    recipes = {f"{act}, {init}": {"act": act, "init": init} for act, init in product(("sigmoid", "relu"), INITS)}
-    results = train(runs, recipes, data, data_dir=data_dir)
+    networks = {f"{act}, {init}": {"act": act, "init": init} for act, init in product(("sigmoid", "relu"), INITS)}
+    results = train(runs, networks, data, data_dir=data_dir)
     before = {name: f"{rms(s.layers[0].weight_gradient):.1e}" for name, s in firsts(results).items()}
     ends = {name: f"{accuracy(result):.1%}" for name, result in results.items()}
     yield Picture(
