@@ -48,12 +48,12 @@ Results = Mapping[str, training.Result]
 
 
 def train(
-    runs: Path, networks: Mapping[str, Mapping[str, Any]], data: str, **common: Any
+    runs: Path, nets: Mapping[str, Mapping[str, Any]], data: str, **common: Any
 ) -> dict[str, training.Result]:
     """Train a network for each recipe, with seed 0."""
     return {
         name: training.run(training.recipe(data, runs=str(runs), name=name, seed=0, **{**common, **given}))
-        for name, given in networks.items()
+        for name, given in nets.items()
     }
 
 
