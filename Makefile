@@ -20,7 +20,7 @@ FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag
 SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
-.PHONY: help install train sweep preflight board test bench check calibrate scale format clean
+.PHONY: help install train sweep preflight board test bench check calibrate scale gallery format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -65,6 +65,9 @@ calibrate: .venv/installed ## train the networks that the verdict is calibrated 
 
 scale: .venv/installed ## what watching costs at 70 billion parameters on 1,024 ranks, into runs/scale
 	$(BIN)/python tests/scale.py
+
+gallery: .venv/installed ## draw the figures of both tutorials and the cures into runs/gallery, two minutes; DATA_DIR=MNIST's
+	$(BIN)/python tests/gallery.py $(call flag,DATA_DIR,data-dir)
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

@@ -16,14 +16,14 @@ LEVELS = [
     {"propagation", "criticality"},
     {"theory"},
     {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
-    {"evidence", "one_pass", "plain_mlp", "plugin.reader"},
-    {"verdicts", "plugin.routes"},
-    {"advice", "plugin.loader"},
-    {"diagnosis"},
-    {"monitor", "checkup", "mends"},
-    {"whatif"},
-    {"evaluation", "recipes"},
-    {"training"},
+    {"evidence", "one_pass", "plain_mlp", "plugin.reader", "events", "figures.style"},
+    {"verdicts", "plugin.routes", "runlog", "figures.data", "figures.maps", "figures.steps"},
+    {"advice", "plugin.loader", "figures.depth"},
+    {"diagnosis", "figures.distributions"},
+    {"monitor", "checkup", "mends", "figures"},
+    {"whatif", "report"},
+    {"evaluation", "recipes", "comparison"},
+    {"training", "page"},
     {"terminal", "cells"},
     {"summary"},
     {"heatmap"},
@@ -37,7 +37,19 @@ VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diag
 PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
     f"vgrad_torch{name}"
-    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".cli", ".commands", *PLUGIN)
+    for name in (
+        "",
+        ".records",
+        *VERDICT,
+        ".schedule",
+        ".choices",
+        ".theory",
+        ".runlog",
+        ".comparison",
+        ".commands",
+        ".cli",
+        *PLUGIN,
+    )
 ]
 
 

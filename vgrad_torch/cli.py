@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vgrad_torch import __version__, commands
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(parsers)
     _add_preflight(parsers)
     _add_predict(parsers)
+    _add_report(parsers)
+    _add_compare(parsers)
     _add_board(parsers)
     return parser
 
@@ -168,6 +171,25 @@ def _add_predict(parsers: Any) -> None:
         default=1.0,
         help="mean of x^2 of the inputs: 1 (default) if standardised, .23 digits, .32 circles, .11 mnist",
     )
+
+
+def _add_report(parsers: Any) -> None:
+    about = "The verdict on a logged run, and its pictures in one HTML file that can be sent to others."
+    report = parsers.add_parser("report", help="verdict and pictures of a logged run", description=about)
+    _add_reading(report, 1, "(default: report.html in the run's folder)")
+
+
+def _add_compare(parsers: Any) -> None:
+    about = "Logged runs side by side: verdicts, settings that differ, and pictures on equal axes in one HTML file."
+    compare = parsers.add_parser("compare", help="logged runs side by side", description=about)
+    _add_reading(compare, "+", "(default: compare.html)")
+
+
+def _add_reading(parser: Any, count: int | str, default: str) -> None:
+    parser.set_defaults(command=commands.report, several=count == "+")
+    parser.add_argument("runs", type=Path, nargs=count, metavar="run", help="the folder of a run, or its event file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the HTML file {default}")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, and draw nothing")
 
 
 def _add_board(parsers: Any) -> None:

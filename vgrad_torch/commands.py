@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -299,6 +300,24 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[
         raise
     except Exception as error:
         raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
+
+
+def report(options: argparse.Namespace) -> int:
+    """Show the verdict on a logged run, or on several, and write the pictures into a file."""
+    from vgrad_torch import comparison
+    from vgrad_torch import report as reports
+
+    found: Any = comparison.compare(options.runs) if options.several else reports.report(options.runs[0])
+    if options.json:
+        print(json.dumps(found.data(), indent=1))
+        return 0
+    from vgrad_torch import page
+
+    print(found)
+    out = options.out or found.file
+    page.write(found, out)
+    print(f"\nPictures: {out}")
+    return 0
 
 
 def board(options: argparse.Namespace) -> int:

@@ -94,7 +94,8 @@ class Diagnosis:
 
     def paragraph(self) -> str:
         """Verdict, reason, suspects, confidence and advice."""
-        return " ".join([f"{self.verdict}: {self.because}.", *_remarks(self), *self.advice])
+        end = "" if self.because.endswith("?") else "."
+        return " ".join([f"{self.verdict}: {self.because}{end}", *_remarks(self), *self.advice])
 
 
 def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
@@ -166,7 +167,7 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
     return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
 
 
-_WORDS = ("layer", "size", "state", "change", "verdict")
+_WORDS = ("run", "setting", "layer", "size", "state", "change", "verdict")
 _HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
 
 
