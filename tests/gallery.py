@@ -47,9 +47,7 @@ class Picture:
 Results = Mapping[str, training.Result]
 
 
-def train(
-    runs: Path, nets: Mapping[str, Mapping[str, Any]], data: str, **common: Any
-) -> dict[str, training.Result]:
+def train(runs: Path, nets: Mapping[str, Mapping[str, Any]], data: str, **common: Any) -> dict[str, training.Result]:
     """Train a network for each recipe, with seed 0."""
     return {
         name: training.run(training.recipe(data, runs=str(runs), name=name, seed=0, **{**common, **given}))
