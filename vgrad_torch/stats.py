@@ -6,7 +6,7 @@ Everything stays on the tensor's device until `fetch`, which makes one transfer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from vgrad_torch.records import CODES, Histogram, Stats
 
 Values = npt.NDArray[Any]
+Numbers = tuple[float, ...]
 
 _PRECISE = (torch.float32, torch.float64)
 _DOT = 1 << 13  # entries of a dot product: BLAS takes one thread for it, and float32 is precise enough
@@ -27,13 +28,13 @@ _BLOCK = 1 << 18  # entries looked at in one go: they stay in a core's cache fro
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """One tensor reduced: `numbers` is float64 [6], zeros, non-finite entries, mean, std, min and max.
+    """One tensor reduced: `numbers` are zeros, non-finite entries, mean, std, min, max; on a device as float64 [6].
 
     `implied_zeros` are those that a sparse tensor does not store.
     """
 
     count: int
-    numbers: Tensor | Values
+    numbers: Tensor | Numbers
     histogram: Tensor | None
     implied_zeros: int = 0
 
@@ -56,29 +57,26 @@ def pool_histograms(reductions: list[Reduction]) -> None:
         reductions[-1] = replace(reductions[-1], histogram=None)
 
 
-def rms(tensor: Tensor) -> Tensor:
-    """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
+def rms(tensor: Tensor) -> Tensor | float:
+    """sqrt(mean(x**2)); on a device as a float64 scalar there."""
     x, implied_zeros = _entries(tensor)
     count = max(x.numel() + implied_zeros, 1)
     if x.device.type == "cpu":
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = _dot(x.numpy())
+            squares = _sums(x.numpy())[1]
         if 1e-20 < squares < 1e20:  # else some may have vanished, or overflowed
-            return torch.tensor(math.sqrt(squares / count), dtype=torch.float64)
+            return math.sqrt(squares / count)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm / math.sqrt(count)
 
 
-def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
-    """Bring reductions and float64 scalars to the host, in one transfer for each device they lie on."""
-    parts: list[Tensor | Values] = [r.numbers for r in reductions]
-    parts += [r.histogram.view(torch.float64) for r in reductions if r.histogram is not None]
-    parts += [scalar.reshape(1) for scalar in scalars]
-    home = _to_host(parts)
-    numbers = [next(home) for _ in reductions]
-    counts = [None if r.histogram is None else next(home).view(np.int64) for r in reductions]
-    stats = [_stats(r, n, c) for r, n, c in zip(reductions, numbers, counts, strict=True)]
-    return stats, [float(value[0]) for value in home]
+def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor | float] = ()) -> tuple[list[Stats], list[float]]:
+    """Bring reductions and scalars to the host, in one transfer for each device they lie on."""
+    numbers = [r.numbers for r in reductions]
+    counts = [None if r.histogram is None else r.histogram.view(torch.float64) for r in reductions]
+    home = _at_home([*numbers, *counts, *scalars])
+    stats = [_stats(r, home(n), home(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
+    return stats, [float(home(scalar)) for scalar in scalars]
 
 
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:
@@ -98,26 +96,26 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.reshape(-1), implied
 
 
-def _on_cpu(x: Values) -> Values:
+def _on_cpu(x: Values) -> Numbers:
     """Blocks that stay in the cache, through NumPy's loops on one core.
 
     Waking torch's other threads for each reduction takes longer than the reduction.
     """
     if len(x) <= _BLOCK:
-        return np.array(_block(x))
+        return _block(x)
     blocks = [x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK)]
     zeros, nonfinite, mean, std, low, high = np.array([_block(block) for block in blocks]).T
     finite = np.array([len(block) for block in blocks]) - nonfinite
     if not finite.any():
-        return np.array([0, nonfinite.sum(), *[math.nan] * 4])
+        return 0, int(nonfinite.sum()), math.nan, math.nan, math.nan, math.nan
     share = (finite / finite.sum())[finite > 0]
     mean, std = mean[finite > 0], std[finite > 0]
     total = share.dot(mean)
     std = math.sqrt(share.dot(std**2 + (mean - total) ** 2))
-    return np.array([zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)])
+    return zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)
 
 
-def _block(x: Values) -> tuple[float, ...]:
+def _block(x: Values) -> Numbers:
     """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
     low, high = _extremes(x)
     nonfinite = 0
@@ -141,30 +139,23 @@ def _moments(x: Values, peak: float) -> tuple[float, float]:
         scale = 2.0 ** -math.frexp(peak)[1]
         mean, std = _moments((x.astype(np.float64) * scale).astype(x.dtype), peak * scale) if peak else (0.0, 0.0)
         return mean / scale, std / scale
-    mean, mean_square = _sum(x) / len(x), _dot(x) / len(x)
+    total, squares = _sums(x)
+    mean, mean_square = total / len(x), squares / len(x)
     variance = mean_square - mean * mean
     if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
         return float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
     return mean, math.sqrt(variance)
 
 
-def _sum(x: Values) -> float:
-    return _blas(x, lambda part: _ONES[x.dtype][: part.shape[-1]])
-
-
-def _dot(x: Values) -> float:
-    return _blas(x, lambda part: part)
-
-
-def _blas(x: Values, factor: Callable[[Values], Values]) -> float:
-    """The sum of x times a factor: dot products of some thousand entries in their own precision, added in double."""
-    whole = len(x) // _DOT * _DOT
-    rest = x[whole:]
-    total = float(rest.dot(factor(rest)))
-    if whole:
-        rows = x[:whole].reshape(-1, 1, _DOT)
-        total += float(np.matmul(rows, factor(rows).reshape(-1, _DOT, 1)).sum(dtype=np.float64))
-    return total
+def _sums(x: Values) -> tuple[float, float]:
+    """Of x and of its squares: dot products of some thousand entries in their own precision, added in double."""
+    ones = _ONES[x.dtype]
+    if len(x) <= _DOT:
+        return float(x.dot(ones[: len(x)])), float(x.dot(x))
+    total, squares = _sums(x[len(x) // _DOT * _DOT :])
+    rows = x[: len(x) // _DOT * _DOT].reshape(-1, 1, _DOT)
+    total += float(np.matmul(rows, ones[:, None]).sum(dtype=np.float64))
+    return total, squares + float(np.matmul(rows, rows.reshape(-1, _DOT, 1)).sum(dtype=np.float64))
 
 
 def _on_device(x: Tensor) -> Tensor:
@@ -185,35 +176,38 @@ def _on_device(x: Tensor) -> Tensor:
 
 def _bit_histogram(x: Tensor) -> Tensor:
     """Count the upper 12 bits of each float32, int64 [4096]: exact, 8 buckets to the octave (see `Histogram`)."""
+    x = x.float()
+    if x.device.type == "cpu":
+        first, *others = [torch.bincount(_codes(block.numpy()), minlength=CODES) for block in x.split(_BLOCK)]
+        for counts in others:
+            first += counts
+        return first
     counts = torch.zeros(CODES, dtype=torch.int64, device=x.device)
-    for block in x.float().split(_BLOCK):
+    for block in x.split(_BLOCK):  # not by bincount, which would read the largest code back to the host
         codes = (block.view(torch.int32) >> 20) & (CODES - 1)
-        if x.device.type == "cpu":
-            counts += torch.bincount(codes, minlength=CODES)
-        else:  # bincount would read the largest code back to the host
-            counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
+        counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
     return counts
 
 
-def _to_host(parts: Sequence[Tensor | Values]) -> Iterator[Values]:
-    """The parts as arrays, in their order."""
+def _codes(x: Values) -> Tensor:
+    return torch.from_numpy((x.view(np.uint32) >> 20).view(np.int32))
+
+
+def _at_home(parts: Sequence[Any]) -> Callable[[Any], Any]:
+    """Gives for each part an array on the host if it is a tensor, else the part itself."""
     away = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
     home: dict[int, Values] = {}
     for device in dict.fromkeys(part.device for part in away):
-        mine = [part for part in away if part.device == device]
+        mine = [part.reshape(-1) for part in away if part.device == device]
         sizes = np.cumsum([len(part) for part in mine])[:-1]
         arrays = np.split(torch.cat(mine).cpu().numpy(), sizes)
-        home.update(zip(map(id, mine), arrays, strict=True))
-    for part in parts:
-        if isinstance(part, Tensor):
-            yield home[id(part)] if id(part) in home else part.numpy()
-        else:
-            yield part
+        home.update(zip((id(part) for part in away if part.device == device), arrays, strict=True))
+    return lambda part: home.get(id(part)) if id(part) in home else part
 
 
-def _stats(reduction: Reduction, numbers: Values, counts: Values | None) -> Stats:
-    zeros, nonfinite, mean, std, low, high = numbers.tolist()
-    histogram = None if counts is None else Histogram.from_dense(counts)
+def _stats(reduction: Reduction, numbers: Iterable[float], counts: Values | Tensor | None) -> Stats:
+    zeros, nonfinite, mean, std, low, high = map(float, numbers)
+    histogram = None if counts is None else Histogram.from_dense(np.asarray(counts).view(np.int64))
     stats = Stats(reduction.count, int(zeros), int(nonfinite), mean, std, low, high, histogram)
     return stats + _all_zeros(reduction.implied_zeros, histogram is not None) if reduction.implied_zeros else stats
 
