@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint16]
 
 ACTIVATIONS = ("output", "output_gradient", "input_gradient")
 """Those of `QUANTITIES` that pass a layer in each of its calls."""
@@ -35,7 +37,7 @@ class Histogram:
     infinities have codes that are left out here (`Stats.nonfinite` counts them).
     """
 
-    codes: npt.NDArray[np.uint16]
+    codes: Codes
     counts: Counts
 
     @staticmethod
@@ -64,26 +66,42 @@ class Histogram:
         >>> np.round(edges, 2).tolist(), counts.tolist()  # three zeros, five values in [1, 1.125)
         ([-1.2, -0.6, 0.0, 0.6, 1.2], [0, 0, 5, 0])
         """
-        _, counts = self.magnitudes()
-        inner = [(e + 127) * 8 for e in exponents[1:-1]]
-        parts = np.split(counts[1:], np.array(inner) - 1)
-        return np.array([e * math.log10(2) for e in exponents]), np.array([part.sum() for part in parts])
+        edges, inner = _log10_edges(exponents)
+        magnitudes = self.codes & 2047
+        buckets = inner.searchsorted(magnitudes, "right")
+        return edges, _sums(buckets, self.counts * (magnitudes > 0), len(edges) - 1)
 
     def values(self) -> tuple[Floats, Counts]:
         """Edges and counts of x with its sign: 8 buckets to the octave near the extremes, one bucket around zero."""
-        _, magnitude = self.magnitudes()
-        occupied = np.flatnonzero(magnitude)
-        top = int(occupied[-1]) + 1 if len(occupied) else 8 * 127
+        magnitudes = (self.codes & 2047).astype(np.int64)
+        top = int(magnitudes.max()) + 1 if len(magnitudes) else 8 * 127
         low = max(top - 8 * _OCTAVES, 1)
-        dense = self.dense()
-        positive, negative = dense[:2040], dense[2048:4088]
-        edges = _MAGNITUDE_EDGES[low : top + 1]
-        middle = positive[:low].sum() + negative[:low].sum()
-        counts = np.concatenate([negative[low:top][::-1], [middle], positive[low:top]])
-        return np.concatenate([-edges[::-1], edges]), counts
+        from_middle = np.maximum(magnitudes - low + 1, 0)
+        buckets = np.where(self.codes < 2048, from_middle, -from_middle) + (top - low)
+        return _value_edges(low, top), _sums(buckets, self.counts, 2 * (top - low) + 1)
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram.from_dense(self.dense() + other.dense())
+
+
+def _sums(buckets: npt.NDArray[np.int64], counts: Counts, length: int) -> Counts:
+    return np.bincount(buckets, counts, length).astype(np.int64)  # added as doubles, so exact below 2**53
+
+
+@lru_cache(4096)
+def _value_edges(low: int, top: int) -> Floats:
+    edges = _MAGNITUDE_EDGES[low : top + 1]
+    both = np.concatenate([-edges[::-1], edges])
+    both.flags.writeable = False
+    return both
+
+
+@lru_cache(16)
+def _log10_edges(exponents: range) -> tuple[Floats, Codes]:
+    """Edges, and the codes of the inner ones."""
+    edges = np.array([e * math.log10(2) for e in exponents])
+    edges.flags.writeable = False
+    return edges, np.array([(e + 127) * 8 for e in exponents[1:-1]], np.uint16)
 
 
 @dataclass(frozen=True, slots=True)

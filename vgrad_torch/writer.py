@@ -17,6 +17,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ import numpy.typing as npt
 from google.protobuf.struct_pb2 import Value
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
@@ -216,15 +220,15 @@ def _open(logdir: str | os.PathLike[str]) -> Sink:
 def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
     """Non-finite numbers and log10(0) are left out: one NaN blanks a chart."""
     for layer in snapshot.layers:
+        tag = layer.tag
         for group, path in names.LAYER_SCALARS.items():
             value = names.number(layer, path)
             if "log10" in group:
                 value = math.log10(value) if value > 0 else math.nan
             if abs(value) <= _FLOAT32_MAX:
-                yield Summary.Value(tag=names.layer_tag(group, layer.tag), simple_value=value)
+                yield Summary.Value(tag=names.layer_tag(group, tag), simple_value=value)
         if layer.weight_gradient and layer.weight_gradient.nonfinite:
-            tag = names.layer_tag(names.NONFINITE, layer.tag)
-            yield Summary.Value(tag=tag, simple_value=layer.weight_gradient.nonfinite)
+            yield Summary.Value(tag=names.layer_tag(names.NONFINITE, tag), simple_value=layer.weight_gradient.nonfinite)
 
 
 def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
@@ -238,13 +242,14 @@ def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
 def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
     """A tensor without a finite entry is left out: it would stretch the axis, which all steps share."""
     for layer in snapshot.layers:
+        tag = layer.tag
         for group, quantity in names.LAYER_HISTOGRAMS.items():
             stats = getattr(layer, quantity)
             if stats and stats.finite and stats.histogram:
-                yield _histogram(names.layer_tag(group, layer.tag), *stats.histogram.values())
+                yield _histogram(names.layer_tag(group, tag), *stats.histogram.values())
         if layer.weight_gradient and layer.weight_gradient.histogram:
             log10 = _log10(layer.weight_gradient.histogram)
-            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, layer.tag), *log10)
+            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, tag), *log10)
 
 
 def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
@@ -306,15 +311,23 @@ def _session(**part: Any) -> Any:
 
 def _histogram(tag: str, edges: npt.NDArray[np.float64], counts: npt.NDArray[Any]) -> Any:
     """Rows of left, right, count. The last bucket of all ends at infinity, which no chart can draw."""
-    edges = np.clip(edges, -_FLOAT32_MAX, _FLOAT32_MAX)
-    rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype="<f8")
-    return _value(tag, rows, _metadata("histograms"))
+    rows = np.empty((len(counts), 3), "<f8")
+    rows[:, 0], rows[:, 1], rows[:, 2] = edges[:-1], edges[1:], counts
+    rows[0, 0], rows[-1, 1] = max(edges[0], -_FLOAT32_MAX), min(edges[-1], _FLOAT32_MAX)
+    tensor = TensorProto(dtype=DT_DOUBLE, tensor_shape=_shape(rows.shape), tensor_content=rows.tobytes())
+    return Summary.Value(tag=tag, tensor=tensor, metadata=_metadata("histograms"))
+
+
+@lru_cache
+def _shape(sizes: tuple[int, ...]) -> Any:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in sizes])
 
 
 def _value(tag: str, content: object, metadata: Any) -> Any:
     return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
 
 
+@lru_cache
 def _metadata(plugin: str, content: bytes = b"") -> Any:
     """Without the data class TensorBoard does not list the tag."""
     data = SummaryMetadata.PluginData(plugin_name=plugin, content=content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 PLUGIN_NAME = "gradient_flow"
@@ -111,11 +112,16 @@ def number(layer: object, path: str) -> float:
     (0.5, nan)
     """
     value: object = layer
-    for name in path.split("."):
+    for name in _names(path):
         value = getattr(value, name)
         if value is None:
             return math.nan
     return float(value)  # type: ignore[arg-type]
+
+
+@lru_cache
+def _names(path: str) -> list[str]:
+    return path.split(".")
 
 
 def layer_tag(group: str, layer: str) -> str:
