@@ -43,7 +43,7 @@ class Histogram:
     @staticmethod
     def from_dense(counts: Counts) -> Histogram:
         """Keep the occupied buckets of an array of 4,096 counts."""
-        codes = np.flatnonzero(counts)
+        codes = (counts != 0).nonzero()[0]
         if (codes & 2047).max(initial=0) >= 2040:
             codes = codes[codes & 2047 < 2040]
         return Histogram(codes.astype(np.uint16), counts[codes].astype(np.int64, copy=False))
@@ -66,42 +66,42 @@ class Histogram:
         >>> np.round(edges, 2).tolist(), counts.tolist()  # three zeros, five values in [1, 1.125)
         ([-1.2, -0.6, 0.0, 0.6, 1.2], [0, 0, 5, 0])
         """
-        edges, inner = _log10_edges(exponents)
-        magnitudes = self.codes & 2047
-        buckets = inner.searchsorted(magnitudes, "right")
-        return edges, _sums(buckets, self.counts * (magnitudes > 0), len(edges) - 1)
+        edges, buckets = _log10_buckets(exponents)
+        return edges, self._in(buckets, len(edges))[:-1]
 
     def values(self) -> tuple[Floats, Counts]:
         """Edges and counts of x with its sign: 8 buckets to the octave near the extremes, one bucket around zero."""
-        magnitudes = (self.codes & 2047).astype(np.int64)
-        top = int(magnitudes.max()) + 1 if len(magnitudes) else 8 * 127
-        low = max(top - 8 * _OCTAVES, 1)
-        from_middle = np.maximum(magnitudes - low + 1, 0)
-        buckets = np.where(self.codes < 2048, from_middle, -from_middle) + (top - low)
-        return _value_edges(low, top), _sums(buckets, self.counts, 2 * (top - low) + 1)
+        top = int((self.codes & 2047).max()) + 1 if len(self.codes) else 8 * 127
+        edges, buckets = _value_buckets(top)
+        return edges, self._in(buckets, len(edges) - 1)
+
+    def _in(self, buckets: Codes, length: int) -> Counts:
+        """Counts of coarser buckets, of which each code belongs to one."""
+        return np.bincount(buckets[self.codes], self.counts, length).astype(np.int64)  # doubles: exact below 2**53
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram.from_dense(self.dense() + other.dense())
 
 
-def _sums(buckets: npt.NDArray[np.int64], counts: Counts, length: int) -> Counts:
-    return np.bincount(buckets, counts, length).astype(np.int64)  # added as doubles, so exact below 2**53
+_MAGNITUDES = np.arange(CODES) & 2047
 
 
-@lru_cache(4096)
-def _value_edges(low: int, top: int) -> Floats:
+@lru_cache(256)
+def _value_buckets(top: int) -> tuple[Floats, Codes]:
+    """Edges of the signed view whose largest magnitude has a code just below `top`, and the bucket of each code."""
+    low = max(top - 8 * _OCTAVES, 1)
     edges = _MAGNITUDE_EDGES[low : top + 1]
-    both = np.concatenate([-edges[::-1], edges])
-    both.flags.writeable = False
-    return both
+    from_middle = np.clip(_MAGNITUDES - low + 1, 0, top - low) * np.repeat([1, -1], CODES // 2)
+    return np.concatenate([-edges[::-1], edges]), (from_middle + (top - low)).astype(np.uint16)
 
 
 @lru_cache(16)
-def _log10_edges(exponents: range) -> tuple[Floats, Codes]:
-    """Edges, and the codes of the inner ones."""
-    edges = np.array([e * math.log10(2) for e in exponents])
-    edges.flags.writeable = False
-    return edges, np.array([(e + 127) * 8 for e in exponents[1:-1]], np.uint16)
+def _log10_buckets(exponents: range) -> tuple[Floats, Codes]:
+    """Edges, and the bucket of each code; that of the zeros is one more than there are."""
+    inner = [(e + 127) * 8 for e in exponents[1:-1]]
+    buckets = np.searchsorted(inner, _MAGNITUDES, "right")
+    buckets[_MAGNITUDES == 0] = len(exponents) - 1
+    return np.array([e * math.log10(2) for e in exponents]), buckets.astype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,8 @@ def with_activation_gains(layers: Sequence[LayerSnapshot]) -> Iterator[LayerSnap
     """Fill in `activation_gain`: RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
     for layer, above in zip(layers, [*layers[1:], None], strict=True):
         handed_down = None if above is None else _rms(above.input_gradient)
-        yield replace(layer, activation_gain=_ratio(_rms(layer.output_gradient), handed_down))
+        gain = _ratio(_rms(layer.output_gradient), handed_down)
+        yield layer if gain == layer.activation_gain else replace(layer, activation_gain=gain)
 
 
 @dataclass(frozen=True, slots=True)

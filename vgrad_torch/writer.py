@@ -124,7 +124,7 @@ class Writer:
         if self._sink is None:
             return
         try:
-            self._sink.add(Summary(value=values), step, wall_time or time.time())
+            self._sink.add(values, step, wall_time or time.time())
         except OSError as error:
             broken, self._sink = self._sink, None
             broken.close()
@@ -151,7 +151,7 @@ class Sink(Protocol):
     def place(self) -> str:
         """What to call it in a warning."""
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         """Write one event."""
 
     def close(self) -> None:
@@ -172,10 +172,12 @@ class _EventFile(io.FileIO):
             self.close()
             raise
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         if not os.path.samestat(os.stat(self.place), os.fstat(self.fileno())):  # stat raises if the file is gone
             raise FileNotFoundError("the event file was replaced")
-        self._record(Event(summary=summary, step=step, wall_time=wall_time))
+        event = Event(step=step, wall_time=wall_time)
+        event.summary.value.extend(values)
+        self._record(event)
 
     def write(self, data: Any, /) -> int:
         """Write all of it or raise; the system's own write takes what fits on a disk and says nothing."""
@@ -197,11 +199,11 @@ class _Borrowed:
         self._writer = summary_writer
         self.place = "your SummaryWriter"
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         if self._writer.file_writer is None:
             raise OSError("it is closed")
         try:
-            self._writer.file_writer.add_summary(summary, step, wall_time)
+            self._writer.file_writer.add_summary(Summary(value=values), step, wall_time)
         except Exception as error:
             raise OSError(str(error)) from error
 
