@@ -131,34 +131,27 @@ def _joined(parts: Sequence[Numbers]) -> Numbers:
 
 def _block(x: Values) -> Numbers:
     """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
-    low, high = _extremes(x)
-    nonfinite = 0
-    if not math.isfinite(high - low):  # one of them is not, or there is no entry
-        finite = x[np.isfinite(x)]
-        nonfinite, x = len(x) - len(finite), finite
-        low, high = _extremes(x)
-    if not len(x):
+    if len(x):
+        low, high = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
+        if 1e-12 < max(-low, high) < 1e12:  # so that no square of weight vanishes or overflows; false for NaN
+            total, squares = _sums(x)
+            mean, mean_square = total / len(x), squares / len(x)
+            variance = mean_square - mean * mean
+            if variance > 0.5 * mean_square:  # else the mean stands out, and the difference would lose digits
+                zeros = np.count_nonzero(x == 0) if low <= 0 <= high else 0
+                return zeros, 0, mean, math.sqrt(variance), low, high
+    return _block_in_double(x)
+
+
+def _block_in_double(x: Values) -> Numbers:
+    finite = x[np.isfinite(x)].astype(np.float64)
+    nonfinite = len(x) - len(finite)
+    if not len(finite):
         return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
-    zeros = int(np.count_nonzero(x == 0)) if low <= 0 <= high else 0
-    return zeros, nonfinite, *_moments(x, max(-low, high)), low, high
-
-
-def _extremes(x: Values) -> tuple[float, float]:
-    return (float(np.minimum.reduce(x)), float(np.maximum.reduce(x))) if len(x) else (math.nan, math.nan)
-
-
-def _moments(x: Values, peak: float) -> tuple[float, float]:
-    """Mean and population std of values up to `peak`, whose squares shall neither vanish nor overflow."""
-    if not 1e-12 < peak < 1e12:
-        scale = 2.0 ** -math.frexp(peak)[1]
-        mean, std = _moments((x.astype(np.float64) * scale).astype(x.dtype), peak * scale) if peak else (0.0, 0.0)
-        return mean / scale, std / scale
-    total, squares = _sums(x)
-    mean, mean_square = total / len(x), squares / len(x)
-    variance = mean_square - mean * mean
-    if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
-        return float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
-    return mean, math.sqrt(variance)
+    low, high = float(finite.min()), float(finite.max())
+    zeros, scale = np.count_nonzero(finite == 0), max(-low, high) or 1.0
+    finite /= scale  # squares of doubles can vanish and overflow, too
+    return zeros, nonfinite, finite.mean() * scale, finite.std() * scale, low, high
 
 
 def _sums(x: Values) -> tuple[float, float]:
