@@ -1,7 +1,7 @@
-"""CRC-32C of an event, on NumPy arrays: an event with histograms takes a hundredth of the time of a loop over its bytes.
+"""CRC-32C of an event, on NumPy arrays, some hundred times as fast as a loop over its bytes.
 
-The checksum is linear over bits. So of each of 64 words' bytes what becomes of it at the end of those words is looked up
-at once and joined to one word, then the same is done with 64 of such words, until a single one is left.
+The checksum is linear over bits: the bytes of 64 words are looked up in tables of what becomes of them by the end of
+the 64, and joined to one word. Then the same is done with 64 of such words, until a single one is left.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def _moved(words: Words, step: Words) -> Words:
 
 def _one_byte_on() -> list[int]:
     table = _BYTE
+    one = np.uint32(1)
     for _ in range(8):
-        table = table >> 1 ^ (table & 1) * np.uint32(_CASTAGNOLI)
+        table = table >> one ^ (table & one) * np.uint32(_CASTAGNOLI)
     return [int(entry) for entry in table]
 
 

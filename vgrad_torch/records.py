@@ -168,7 +168,7 @@ class LayerSnapshot:
 
     `number` counts the layers in forward order from 1; `call` is 2 for the second call of a layer that is used twice in
     a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
-    32,768 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
+    8,192 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
     RMS(input gradient of the next entry), which is what the activation does where the layers form a chain. `trainable`
     says whether any of its weights requires a gradient, which one of a frozen layer does not; None if it is not known.
 

@@ -23,7 +23,7 @@ Key = tuple[str, int]
 Seen = dict[Key, dict[str, list[stats.Reduction]]]
 Numbers = dict[Key, dict[str, Stats]]
 
-_PROBE = 1 << 15  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
+_PROBE = 1 << 13  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
 
 
 class Sample:
@@ -277,7 +277,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _probe(weight: Tensor) -> Tensor:
-    """All entries of a weight, or of a large one some 32,768 evenly spread over rows and columns."""
+    """All entries of a weight, or of a large one some 8,192 evenly spread over rows and columns."""
     flat = weight.detach().reshape(-1)
     stride = math.ceil(flat.numel() / _PROBE)
     while stride > 1 and math.gcd(stride, math.prod(weight.shape[1:])) > 1:  # else the same columns of each row

@@ -61,20 +61,14 @@ def pool_histograms(reductions: list[Reduction]) -> None:
         reductions[-1] = replace(reductions[-1], histogram=None)
 
 
-def rms(tensor: Tensor) -> Tensor | float:
-    """sqrt(mean(x**2)); on a device as a float64 scalar there."""
+def rms(tensor: Tensor) -> Tensor:
+    """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
     x, implied_zeros = _entries(tensor)
-    count = max(x.numel() + implied_zeros, 1)
-    if x.device.type == "cpu":
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = _sums(x.numpy())[1]
-        if 1e-20 < squares < 1e20:  # else some may have vanished, or overflowed
-            return math.sqrt(squares / count)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm / math.sqrt(count)
+    return norm / math.sqrt(max(len(x) + implied_zeros, 1))
 
 
-def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor | float] = ()) -> tuple[list[Stats], list[float]]:
+def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
     """Bring reductions and scalars to the host, in one transfer for each device they lie on."""
     numbers = [r.numbers for r in reductions]
     counts = [None if r.histogram is None else r.histogram.view(torch.float64) for r in reductions]
@@ -138,7 +132,7 @@ def _block(x: Values) -> Numbers:
             mean, mean_square = total / len(x), squares / len(x)
             variance = mean_square - mean * mean
             if variance > 0.5 * mean_square:  # else the mean stands out, and the difference would lose digits
-                zeros = np.count_nonzero(x == 0) if low <= 0 <= high else 0
+                zeros = int(np.count_nonzero(x == 0)) if low <= 0 <= high else 0
                 return zeros, 0, mean, math.sqrt(variance), low, high
     return _block_in_double(x)
 
@@ -149,9 +143,9 @@ def _block_in_double(x: Values) -> Numbers:
     if not len(finite):
         return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
     low, high = float(finite.min()), float(finite.max())
-    zeros, scale = np.count_nonzero(finite == 0), max(-low, high) or 1.0
+    zeros, scale = int(np.count_nonzero(finite == 0)), max(-low, high) or 1.0
     finite /= scale  # squares of doubles can vanish and overflow, too
-    return zeros, nonfinite, finite.mean() * scale, finite.std() * scale, low, high
+    return zeros, nonfinite, float(finite.mean()) * scale, float(finite.std()) * scale, low, high
 
 
 def _sums(x: Values) -> tuple[float, float]:

@@ -138,7 +138,8 @@ class Writer:
         known = layers in self._flow_tags
         tag = self._flow_tags.setdefault(layers, names.flow_tag(len(self._flow_tags) + 1))
         metadata = None if known else _metadata(names.PLUGIN_NAME, names.encode(layers))
-        rows = [[names.number(layer, path) for path in names.COLUMNS.values()] for layer in snapshot.layers]
+        paths = tuple(names.COLUMNS.values())
+        rows = [names.numbers(layer, paths) for layer in snapshot.layers]
         with np.errstate(over="ignore"):
             table = np.array(rows, "<f4").reshape(len(layers), len(names.COLUMNS))
         return _value(tag, table, metadata)
@@ -221,10 +222,10 @@ def _open(logdir: str | os.PathLike[str]) -> Sink:
 
 def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
     """Non-finite numbers and log10(0) are left out: one NaN blanks a chart."""
+    paths = tuple(names.LAYER_SCALARS.values())
     for layer in snapshot.layers:
         tag = layer.tag
-        for group, path in names.LAYER_SCALARS.items():
-            value = names.number(layer, path)
+        for group, value in zip(names.LAYER_SCALARS, names.numbers(layer, paths), strict=True):
             if "log10" in group:
                 value = math.log10(value) if value > 0 else math.nan
             if abs(value) <= _FLOAT32_MAX:
