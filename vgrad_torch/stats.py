@@ -142,10 +142,13 @@ def _block_in_double(x: Values) -> Numbers:
     nonfinite = len(x) - len(finite)
     if not len(finite):
         return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
-    low, high = float(finite.min()), float(finite.max())
+    low, high = float(np.minimum.reduce(finite)), float(np.maximum.reduce(finite))
     zeros, scale = int(np.count_nonzero(finite == 0)), max(-low, high) or 1.0
     finite /= scale  # squares of doubles can vanish and overflow, too
-    return zeros, nonfinite, float(finite.mean()) * scale, float(finite.std()) * scale, low, high
+    mean = float(np.add.reduce(finite)) / len(finite)
+    finite -= mean
+    std = math.sqrt(np.add.reduce(finite * finite) / len(finite))
+    return zeros, nonfinite, mean * scale, std * scale, low, high
 
 
 def _sums(x: Values) -> tuple[float, float]:
