@@ -25,6 +25,8 @@ CODES = 4096
 """Histogram buckets: sign, exponent and the top 3 bits of the mantissa of a float32, 8 buckets to the octave."""
 
 _MAGNITUDE_EDGES: Floats = (np.arange(2041, dtype=np.uint32) << 20).view(np.float32).astype(np.float64)
+_MAGNITUDES = np.arange(CODES) & 2047
+_FINITE = _MAGNITUDES < 2040
 _OCTAVES = 6  # of the signed view: what is smaller than 2**-6 of the largest value shares one bucket
 
 
@@ -43,9 +45,7 @@ class Histogram:
     @staticmethod
     def from_dense(counts: Counts) -> Histogram:
         """Keep the occupied buckets of an array of 4,096 counts."""
-        codes = (counts != 0).nonzero()[0]
-        if (codes & 2047).max(initial=0) >= 2040:
-            codes = codes[codes & 2047 < 2040]
+        codes = ((counts != 0) & _FINITE).nonzero()[0]
         return Histogram(codes.astype(np.uint16), counts[codes].astype(np.int64, copy=False))
 
     def dense(self) -> Counts:
@@ -81,9 +81,6 @@ class Histogram:
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram.from_dense(self.dense() + other.dense())
-
-
-_MAGNITUDES = np.arange(CODES) & 2047
 
 
 @lru_cache(256)

@@ -38,7 +38,7 @@ class Reduction:
 
     count: int
     numbers: Tensor | Numbers
-    histogram: Tensor | None
+    histogram: Tensor | Values | None
     implied_zeros: int = 0
 
 
@@ -49,8 +49,8 @@ def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
     """
     x, implied_zeros = _entries(tensor)
     if x.device.type == "cpu":
-        return Reduction(len(x), *_on_cpu(x.numpy(), histogram), implied_zeros)
-    return Reduction(len(x), _on_device(x), _bit_histogram(x) if histogram else None, implied_zeros)
+        return Reduction(x.numel(), *_on_cpu(x.numpy(), histogram), implied_zeros)
+    return Reduction(x.numel(), _on_device(x), _bit_histogram(x) if histogram else None, implied_zeros)
 
 
 def pool_histograms(reductions: list[Reduction]) -> None:
@@ -65,16 +65,16 @@ def rms(tensor: Tensor) -> Tensor:
     """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
     x, implied_zeros = _entries(tensor)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm / math.sqrt(max(len(x) + implied_zeros, 1))
+    return norm / math.sqrt(max(x.numel() + implied_zeros, 1))
 
 
 def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
     """Bring reductions and scalars to the host, in one transfer for each device they lie on."""
     numbers = [r.numbers for r in reductions]
-    counts = [None if r.histogram is None else r.histogram.view(torch.float64) for r in reductions]
+    counts = [r.histogram.view(torch.float64) if isinstance(r.histogram, Tensor) else r.histogram for r in reductions]
     home = _at_home([*numbers, *counts, *scalars])
     stats = [_stats(r, home(n), home(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
-    return stats, [float(home(scalar)) for scalar in scalars]
+    return stats, [home(scalar).item() for scalar in scalars]
 
 
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:
@@ -94,14 +94,14 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.reshape(-1), implied
 
 
-def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Tensor | None]:
+def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Values | None]:
     """Blocks that stay in the cache, through NumPy's loops on one core.
 
     Waking torch's other threads for each reduction takes longer than the reduction.
     """
     if len(x) <= _BLOCK:
         return _block(x), _counts(x) if histogram else None
-    parts, counts = [], torch.zeros(CODES, dtype=torch.int64) if histogram else None
+    parts, counts = [], np.zeros(CODES, np.int64) if histogram else None
     for start in range(0, len(x), _BLOCK):
         block = x[start : start + _BLOCK]
         parts.append((len(block), *_block(block)))
@@ -178,11 +178,12 @@ def _on_device(x: Tensor) -> Tensor:
     return torch.stack([zeros.double(), (x.numel() - count).double(), mean, std, low, high])
 
 
-def _counts(x: Values) -> Tensor:
+def _counts(x: Values) -> Values:
     """How many of a block's values have which upper 12 bits as float32, int64 [4096] (see `Histogram`)."""
     single = x if x.dtype == np.float32 else torch.from_numpy(x).float().numpy()
     codes = np.right_shift(single.view(np.uint32), 20, out=_scratch(threading.get_ident())[: len(x)])
-    return torch.bincount(torch.from_numpy(codes.view(np.int32)), minlength=CODES)
+    counts: Values = torch.bincount(torch.from_numpy(codes.view(np.int32)), minlength=CODES).numpy()
+    return counts
 
 
 @lru_cache(16)
@@ -205,16 +206,19 @@ def _at_home(parts: Sequence[Any]) -> Callable[[Any], Any]:
     away = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
     home: dict[int, Values] = {}
     for device in dict.fromkeys(part.device for part in away):
-        mine = [part.reshape(-1) for part in away if part.device == device]
-        sizes = np.cumsum([len(part) for part in mine])[:-1]
-        arrays = np.split(torch.cat(mine).cpu().numpy(), sizes)
-        home.update(zip((id(part) for part in away if part.device == device), arrays, strict=True))
-    return lambda part: home.get(id(part)) if id(part) in home else part
+        mine = [part for part in away if part.device == device]
+        home.update(zip(map(id, mine), _transferred(mine), strict=True))
+    return lambda part: home.get(id(part), part)
 
 
-def _stats(reduction: Reduction, numbers: Iterable[float], counts: Values | Tensor | None) -> Stats:
+def _transferred(parts: Sequence[Tensor]) -> list[Values]:
+    together = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+    return np.split(together, np.cumsum([part.numel() for part in parts])[:-1])
+
+
+def _stats(reduction: Reduction, numbers: Iterable[float], counts: Values | None) -> Stats:
     zeros, nonfinite, mean, std, low, high = map(float, numbers)
-    histogram = None if counts is None else Histogram.from_dense(np.asarray(counts).view(np.int64))
+    histogram = None if counts is None else Histogram.from_dense(counts.view(np.int64))
     stats = Stats(reduction.count, int(zeros), int(nonfinite), mean, std, low, high, histogram)
     return stats + _all_zeros(reduction.implied_zeros, histogram is not None) if reduction.implied_zeros else stats
 
