@@ -100,14 +100,15 @@ def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Values | None]:
     Waking torch's other threads for each reduction takes longer than the reduction.
     """
     if len(x) <= _BLOCK:
-        return _block(x), _counts(x) if histogram else None
-    parts, counts = [], np.zeros(CODES, np.int64) if histogram else None
+        counts = _counts(x) if histogram else None
+        return _block(x, counts), counts
+    parts, total = [], np.zeros(CODES, np.int64) if histogram else None
     for start in range(0, len(x), _BLOCK):
-        block = x[start : start + _BLOCK]
-        parts.append((len(block), *_block(block)))
-        if counts is not None:
-            counts += _counts(block)
-    return _joined(parts), counts
+        numbers, counts = _on_cpu(x[start : start + _BLOCK], histogram)
+        parts.append((min(_BLOCK, len(x) - start), *numbers))
+        if total is not None and counts is not None:
+            total += counts
+    return _joined(parts), total
 
 
 def _joined(parts: Sequence[Numbers]) -> Numbers:
@@ -123,7 +124,7 @@ def _joined(parts: Sequence[Numbers]) -> Numbers:
     return zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)
 
 
-def _block(x: Values) -> Numbers:
+def _block(x: Values, counts: Values | None) -> Numbers:
     """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
     if len(x):
         low, high = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
@@ -132,7 +133,8 @@ def _block(x: Values) -> Numbers:
             mean, mean_square = total / len(x), squares / len(x)
             variance = mean_square - mean * mean
             if variance > 0.5 * mean_square:  # else the mean stands out, and the difference would lose digits
-                zeros = int(np.count_nonzero(x == 0)) if low <= 0 <= high else 0
+                some = low <= 0 <= high and (counts is None or counts[0] + counts[CODES // 2])
+                zeros = int(np.count_nonzero(x == 0)) if some else 0
                 return zeros, 0, mean, math.sqrt(variance), low, high
     return _block_in_double(x)
 
