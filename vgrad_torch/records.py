@@ -89,7 +89,7 @@ def _value_buckets(top: int) -> tuple[Floats, Codes]:
     low = max(top - 8 * _OCTAVES, 1)
     edges = _MAGNITUDE_EDGES[low : top + 1]
     from_middle = np.clip(_MAGNITUDES - low + 1, 0, top - low) * np.repeat([1, -1], CODES // 2)
-    return np.concatenate([-edges[::-1], edges]), (from_middle + (top - low)).astype(np.uint16)
+    return _fixed(np.concatenate([-edges[::-1], edges])), (from_middle + (top - low)).astype(np.uint16)
 
 
 @lru_cache(16)
@@ -98,7 +98,13 @@ def _log10_buckets(exponents: range) -> tuple[Floats, Codes]:
     inner = [(e + 127) * 8 for e in exponents[1:-1]]
     buckets = np.searchsorted(inner, _MAGNITUDES, "right")
     buckets[_MAGNITUDES == 0] = len(exponents) - 1
-    return np.array([e * math.log10(2) for e in exponents]), buckets.astype(np.uint16)
+    return _fixed(np.array([e * math.log10(2) for e in exponents])), buckets.astype(np.uint16)
+
+
+def _fixed(edges: Floats) -> Floats:
+    """Not to be written to, as all histograms share them."""
+    edges.flags.writeable = False
+    return edges
 
 
 @dataclass(frozen=True, slots=True)
