@@ -16,7 +16,7 @@ def bit_by_bit(data: bytes) -> int:
     return register ^ 0xFFFFFFFF
 
 
-@pytest.mark.parametrize("length", [*range(20), 255, 256, 257, 4095, 70_001])
+@pytest.mark.parametrize("length", [*range(20), 255, 256, 257, 4095, 16_383, 16_388, 70_001])
 def test_any_length(length: int) -> None:
     data = np.random.default_rng(length).integers(0, 256, length, np.uint8).tobytes()
     assert crc32c(data) == bit_by_bit(data)

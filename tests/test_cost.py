@@ -16,7 +16,8 @@ from vgrad_torch.records import QUANTITIES
 
 
 def stack(layers: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = vg.build_mlp([width] * (layers + 1), "tanh", "glorot", generator=torch.Generator().manual_seed(0))
+    """Gradients do not vanish in it, so that all layers take the same way."""
+    model = vg.build_mlp([width] * (layers + 1), "identity", "orthogonal", generator=torch.Generator().manual_seed(0))
     return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
 

@@ -13,7 +13,8 @@ def reduced(x: torch.Tensor, *, anywhere: bool = False) -> Stats:
     reduction = stats.reduce(x)
     if anywhere:
         entries, _ = stats._entries(x)
-        reduction = stats.Reduction(reduction.count, stats._on_device(entries), reduction.histogram)
+        counts = stats._bit_histogram(entries).numpy()
+        reduction = stats.Reduction(reduction.count, stats._on_device(entries), counts)
     return stats.fetch([reduction])[0][0]
 
 
@@ -186,6 +187,24 @@ def test_merging_tiny_numbers_does_not_underflow() -> None:
     assert (a + b).std == pytest.approx(
         np.std(np.array([1e-38, 3e-38, -2e-38, 5e-38], np.float32).astype(float)), rel=1e-6
     )
+
+
+def test_one_transfer_brings_every_bit_of_the_parts() -> None:
+    counts = torch.arange(-2, 4096)
+    parts = [torch.tensor(2.5, dtype=torch.float64), counts.view(torch.float64), torch.ones(6, dtype=torch.float64)]
+    scalar, bits, ones = stats._transferred(parts)
+    assert scalar.item() == 2.5
+    np.testing.assert_array_equal(bits.view(np.int64), counts)
+    assert ones.tolist() == [1.0] * 6
+
+
+def test_what_lies_elsewhere_counts_its_histogram_alike() -> None:
+    x = torch.randn(stats._BLOCK + 9, generator=torch.Generator().manual_seed(11))
+    x[::5] = torch.tensor([0.0, -0.0, math.nan, -math.inf, 1e-42]).repeat(len(x))[: len(x[::5])]
+    here, there = reduced(x).histogram, reduced(x, anywhere=True).histogram
+    assert here is not None
+    assert there is not None
+    np.testing.assert_array_equal(here.dense(), there.dense())
 
 
 def test_fetch_returns_scalars_beside_the_statistics() -> None:

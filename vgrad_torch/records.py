@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint16]
 
 ACTIVATIONS = ("output", "output_gradient", "input_gradient")
 """Those of `QUANTITIES` that pass a layer in each of its calls."""
@@ -23,6 +25,8 @@ CODES = 4096
 """Histogram buckets: sign, exponent and the top 3 bits of the mantissa of a float32, 8 buckets to the octave."""
 
 _MAGNITUDE_EDGES: Floats = (np.arange(2041, dtype=np.uint32) << 20).view(np.float32).astype(np.float64)
+_MAGNITUDES = np.arange(CODES) & 2047
+_FINITE = _MAGNITUDES < 2040
 _OCTAVES = 6  # of the signed view: what is smaller than 2**-6 of the largest value shares one bucket
 
 
@@ -35,16 +39,14 @@ class Histogram:
     infinities have codes that are left out here (`Stats.nonfinite` counts them).
     """
 
-    codes: npt.NDArray[np.uint16]
+    codes: Codes
     counts: Counts
 
     @staticmethod
     def from_dense(counts: Counts) -> Histogram:
         """Keep the occupied buckets of an array of 4,096 counts."""
-        finite = counts.copy()
-        finite[2040:2048] = finite[4088:] = 0
-        codes = np.flatnonzero(finite)
-        return Histogram(codes.astype(np.uint16), finite[codes].astype(np.int64))
+        codes = ((counts != 0) & _FINITE).nonzero()[0]
+        return Histogram(codes.astype(np.uint16), counts[codes].astype(np.int64, copy=False))
 
     def dense(self) -> Counts:
         """Counts of all 4,096 buckets."""
@@ -64,26 +66,45 @@ class Histogram:
         >>> np.round(edges, 2).tolist(), counts.tolist()  # three zeros, five values in [1, 1.125)
         ([-1.2, -0.6, 0.0, 0.6, 1.2], [0, 0, 5, 0])
         """
-        _, counts = self.magnitudes()
-        inner = [(e + 127) * 8 for e in exponents[1:-1]]
-        parts = np.split(counts[1:], np.array(inner) - 1)
-        return np.array([e * math.log10(2) for e in exponents]), np.array([part.sum() for part in parts])
+        edges, buckets = _log10_buckets(exponents)
+        return edges, self._in(buckets, len(edges))[:-1]
 
     def values(self) -> tuple[Floats, Counts]:
         """Edges and counts of x with its sign: 8 buckets to the octave near the extremes, one bucket around zero."""
-        _, magnitude = self.magnitudes()
-        occupied = np.flatnonzero(magnitude)
-        top = int(occupied[-1]) + 1 if len(occupied) else 8 * 127
-        low = max(top - 8 * _OCTAVES, 1)
-        dense = self.dense()
-        positive, negative = dense[:2040], dense[2048:4088]
-        edges = _MAGNITUDE_EDGES[low : top + 1]
-        middle = positive[:low].sum() + negative[:low].sum()
-        counts = np.concatenate([negative[low:top][::-1], [middle], positive[low:top]])
-        return np.concatenate([-edges[::-1], edges]), counts
+        top = int((self.codes & 2047).max()) + 1 if len(self.codes) else 8 * 127
+        edges, buckets = _value_buckets(top)
+        return edges, self._in(buckets, len(edges) - 1)
+
+    def _in(self, buckets: Codes, length: int) -> Counts:
+        """Counts of coarser buckets, of which each code belongs to one."""
+        return np.bincount(buckets[self.codes], self.counts, length).astype(np.int64)  # doubles: exact below 2**53
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram.from_dense(self.dense() + other.dense())
+
+
+@lru_cache(256)
+def _value_buckets(top: int) -> tuple[Floats, Codes]:
+    """Edges of the signed view whose largest magnitude has a code just below `top`, and the bucket of each code."""
+    low = max(top - 8 * _OCTAVES, 1)
+    edges = _MAGNITUDE_EDGES[low : top + 1]
+    from_middle = np.clip(_MAGNITUDES - low + 1, 0, top - low) * np.repeat([1, -1], CODES // 2)
+    return _fixed(np.concatenate([-edges[::-1], edges])), (from_middle + (top - low)).astype(np.uint16)
+
+
+@lru_cache(16)
+def _log10_buckets(exponents: range) -> tuple[Floats, Codes]:
+    """Edges, and the bucket of each code; that of the zeros is one more than there are."""
+    inner = [(e + 127) * 8 for e in exponents[1:-1]]
+    buckets = np.searchsorted(inner, _MAGNITUDES, "right")
+    buckets[_MAGNITUDES == 0] = len(exponents) - 1
+    return _fixed(np.array([e * math.log10(2) for e in exponents])), buckets.astype(np.uint16)
+
+
+def _fixed(edges: Floats) -> Floats:
+    """Not to be written to, as all histograms share them."""
+    edges.flags.writeable = False
+    return edges
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +171,7 @@ class LayerSnapshot:
 
     `number` counts the layers in forward order from 1; `call` is 2 for the second call of a layer that is used twice in
     a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
-    32,768 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
+    8,192 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
     RMS(input gradient of the next entry), which is what the activation does where the layers form a chain. `trainable`
     says whether any of its weights requires a gradient, which one of a frozen layer does not; None if it is not known.
 
@@ -207,7 +228,8 @@ def with_activation_gains(layers: Sequence[LayerSnapshot]) -> Iterator[LayerSnap
     """Fill in `activation_gain`: RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
     for layer, above in zip(layers, [*layers[1:], None], strict=True):
         handed_down = None if above is None else _rms(above.input_gradient)
-        yield replace(layer, activation_gain=_ratio(_rms(layer.output_gradient), handed_down))
+        gain = _ratio(_rms(layer.output_gradient), handed_down)
+        yield layer if gain == layer.activation_gain else replace(layer, activation_gain=gain)
 
 
 @dataclass(frozen=True, slots=True)

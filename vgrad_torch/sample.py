@@ -23,7 +23,7 @@ Key = tuple[str, int]
 Seen = dict[Key, dict[str, list[stats.Reduction]]]
 Numbers = dict[Key, dict[str, Stats]]
 
-_PROBE = 1 << 15  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
+_PROBE = 1 << 13  # weights of a layer whose change is measured; of a larger layer, this many evenly spread ones
 
 
 class Sample:
@@ -59,6 +59,7 @@ class Sample:
         self._closed = -1  # the last forward pass before the parameters were read
         self._left: dict[int, list[Tensor]] = {}  # RMS of the weight gradients that a backward pass found there
         self._parameters: Seen = {}
+        self._weights: dict[str, list[nn.Parameter]] = {}
         self._before: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._updates: dict[str, Tensor] = {}
         self._reached: set[hooks.Call] = set()
@@ -135,7 +136,7 @@ class Sample:
         self._closed = max(self._passes, default=-1)
         with torch.no_grad():
             for name, layer in self._layers.items():
-                weights = list(_weights(layer))
+                weights = self._weights[name] = _weights(layer)
                 self._read_layer(name, weights, scale)
                 if "weight" in self._quantities:
                     stepped = [w for w in weights if w.grad is not None and (trained is None or id(w) in trained)]
@@ -197,8 +198,9 @@ class Sample:
             layer = self._layers[name]
             number = numbers.setdefault(name, len(numbers) + 1)
             seen = {**found.get((name, 0), {}), **found.get((name, call), {})}
-            seen |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in _weights(layer))}
-            yield LayerSnapshot(number, name, type(layer).__name__, _size(layer), call, **seen)
+            weights = self._weights[name]
+            seen |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in weights)}
+            yield LayerSnapshot(number, name, type(layer).__name__, _size(weights), call, **seen)
 
 
 def _pooled(part: Seen, home: Iterator[Stats]) -> Numbers:
@@ -247,7 +249,7 @@ def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> Iterator
             yield from followers.get(key[0], [])
 
 
-def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
     """A layer's own weight matrices (a recurrent layer has several); for a layer that has none, its vectors.
 
     Of a parametrized weight (weight_norm, spectral_norm) what is trained in its place.
@@ -259,13 +261,12 @@ def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
             for listed in cast(nn.ModuleDict, layer.parametrizations).values()
             for p in listed.parameters(recurse=False)
         ]
-    matrices = [p for p in own if p.dim() >= 2]
-    yield from matrices or own
+    return [p for p in own if p.dim() >= 2] or own
 
 
-def _size(layer: nn.Module) -> str:
+def _size(weights: list[nn.Parameter]) -> str:
     """Fan-in x fan-out of the weight, `784x512`; empty for a layer without a matrix."""
-    fans = [(math.prod(w.shape[1:]), len(w)) for w in _weights(layer) if w.dim() >= 2]
+    fans = [(math.prod(w.shape[1:]), len(w)) for w in weights if w.dim() >= 2]
     fan = next((fan for fan in fans if fan[0] > 1), fans[0] if fans else None)  # weight_norm's magnitudes come first
     return "" if fan is None else f"{fan[0]}x{fan[1]}"
 
@@ -276,7 +277,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _probe(weight: Tensor) -> Tensor:
-    """All entries of a weight, or of a large one some 32,768 evenly spread over rows and columns."""
+    """All entries of a weight, or of a large one some 8,192 evenly spread over rows and columns."""
     flat = weight.detach().reshape(-1)
     stride = math.ceil(flat.numel() / _PROBE)
     while stride > 1 and math.gcd(stride, math.prod(weight.shape[1:])) > 1:  # else the same columns of each row

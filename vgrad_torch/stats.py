@@ -6,8 +6,10 @@ Everything stays on the tensor's device until `fetch`, which makes one transfer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,23 +20,25 @@ from torch import Tensor
 from vgrad_torch.records import CODES, Histogram, Stats
 
 Values = npt.NDArray[Any]
+Numbers = tuple[float, ...]
 
 _PRECISE = (torch.float32, torch.float64)
 _DOT = 1 << 13  # entries of a dot product: BLAS takes one thread for it, and float32 is precise enough
 _ONES = {np.dtype(kind): np.ones(_DOT, kind) for kind in (np.float32, np.float64)}
-_BLOCK = 1 << 18  # entries looked at in one go: they stay in a core's cache from one pass to the next
+_BLOCK = 1 << 17  # entries looked at in one go: they stay in a core's cache from one pass to the next
+_DEVICE_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """One tensor reduced: `numbers` is float64 [6], zeros, non-finite entries, mean, std, min and max.
+    """One tensor reduced: `numbers` are zeros, non-finite entries, mean, std, min, max; on a device as float64 [6].
 
     `implied_zeros` are those that a sparse tensor does not store.
     """
 
     count: int
-    numbers: Tensor | Values
-    histogram: Tensor | None
+    numbers: Tensor | Numbers
+    histogram: Tensor | Values | None
     implied_zeros: int = 0
 
 
@@ -44,8 +48,9 @@ def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
     Counts and extremes are exact; std is good to 1e-6 of itself and the mean to 2e-7 of the mean magnitude.
     """
     x, implied_zeros = _entries(tensor)
-    numbers = _on_cpu(x.numpy()) if x.device.type == "cpu" else _on_device(x)
-    return Reduction(x.numel(), numbers, _bit_histogram(x) if histogram else None, implied_zeros)
+    if x.device.type == "cpu":
+        return Reduction(x.numel(), *_on_cpu(x.numpy(), histogram), implied_zeros)
+    return Reduction(x.numel(), _on_device(x), _bit_histogram(x) if histogram else None, implied_zeros)
 
 
 def pool_histograms(reductions: list[Reduction]) -> None:
@@ -59,26 +64,17 @@ def pool_histograms(reductions: list[Reduction]) -> None:
 def rms(tensor: Tensor) -> Tensor:
     """sqrt(mean(x**2)) as a float64 scalar on the tensor's device."""
     x, implied_zeros = _entries(tensor)
-    count = max(x.numel() + implied_zeros, 1)
-    if x.device.type == "cpu":
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = _dot(x.numpy())
-        if 1e-20 < squares < 1e20:  # else some may have vanished, or overflowed
-            return torch.tensor(math.sqrt(squares / count), dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm / math.sqrt(count)
+    return norm / math.sqrt(max(x.numel() + implied_zeros, 1))
 
 
 def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
-    """Bring reductions and float64 scalars to the host, in one transfer for each device they lie on."""
-    parts: list[Tensor | Values] = [r.numbers for r in reductions]
-    parts += [r.histogram.view(torch.float64) for r in reductions if r.histogram is not None]
-    parts += [scalar.reshape(1) for scalar in scalars]
-    home = _to_host(parts)
-    numbers = [next(home) for _ in reductions]
-    counts = [None if r.histogram is None else next(home).view(np.int64) for r in reductions]
-    stats = [_stats(r, n, c) for r, n, c in zip(reductions, numbers, counts, strict=True)]
-    return stats, [float(value[0]) for value in home]
+    """Bring reductions and scalars to the host, in one transfer for each device they lie on."""
+    numbers = [r.numbers for r in reductions]
+    counts = [r.histogram.view(torch.float64) if isinstance(r.histogram, Tensor) else r.histogram for r in reductions]
+    home = _at_home([*numbers, *counts, *scalars])
+    stats = [_stats(r, home(n), home(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
+    return stats, [home(scalar).item() for scalar in scalars]
 
 
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:
@@ -98,73 +94,74 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.reshape(-1), implied
 
 
-def _on_cpu(x: Values) -> Values:
+def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Values | None]:
     """Blocks that stay in the cache, through NumPy's loops on one core.
 
     Waking torch's other threads for each reduction takes longer than the reduction.
     """
     if len(x) <= _BLOCK:
-        return np.array(_block(x))
-    blocks = [x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK)]
-    zeros, nonfinite, mean, std, low, high = np.array([_block(block) for block in blocks]).T
-    finite = np.array([len(block) for block in blocks]) - nonfinite
+        counts = _counts(x) if histogram else None
+        return _block(x, counts), counts
+    parts, total = [], np.zeros(CODES, np.int64) if histogram else None
+    for start in range(0, len(x), _BLOCK):
+        numbers, counts = _on_cpu(x[start : start + _BLOCK], histogram)
+        parts.append((min(_BLOCK, len(x) - start), *numbers))
+        if total is not None and counts is not None:
+            total += counts
+    return _joined(parts), total
+
+
+def _joined(parts: Sequence[Numbers]) -> Numbers:
+    """Of several blocks, each with its length in front."""
+    count, zeros, nonfinite, mean, std, low, high = np.array(parts).T
+    finite = count - nonfinite
     if not finite.any():
-        return np.array([0, nonfinite.sum(), *[math.nan] * 4])
+        return 0, nonfinite.sum(), math.nan, math.nan, math.nan, math.nan
     share = (finite / finite.sum())[finite > 0]
     mean, std = mean[finite > 0], std[finite > 0]
     total = share.dot(mean)
     std = math.sqrt(share.dot(std**2 + (mean - total) ** 2))
-    return np.array([zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)])
+    return zeros.sum(), nonfinite.sum(), total, std, np.nanmin(low), np.nanmax(high)
 
 
-def _block(x: Values) -> tuple[float, ...]:
+def _block(x: Values, counts: Values | None) -> Numbers:
     """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
-    low, high = _extremes(x)
-    nonfinite = 0
-    if not math.isfinite(high - low):  # one of them is not, or there is no entry
-        finite = x[np.isfinite(x)]
-        nonfinite, x = len(x) - len(finite), finite
-        low, high = _extremes(x)
-    if not len(x):
+    if len(x):
+        low, high = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
+        if 1e-12 < max(-low, high) < 1e12:  # so that no square of weight vanishes or overflows; false for NaN
+            total, squares = _sums(x)
+            mean, mean_square = total / len(x), squares / len(x)
+            variance = mean_square - mean * mean
+            if variance > 0.5 * mean_square:  # else the mean stands out, and the difference would lose digits
+                some = low <= 0 <= high and (counts is None or counts[0] + counts[CODES // 2])
+                zeros = int(np.count_nonzero(x == 0)) if some else 0
+                return zeros, 0, mean, math.sqrt(variance), low, high
+    return _block_in_double(x)
+
+
+def _block_in_double(x: Values) -> Numbers:
+    finite = x[np.isfinite(x)].astype(np.float64)
+    nonfinite = len(x) - len(finite)
+    if not len(finite):
         return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
-    zeros = int(np.count_nonzero(x == 0)) if low <= 0 <= high else 0
-    return zeros, nonfinite, *_moments(x, max(-low, high)), low, high
+    low, high = float(np.minimum.reduce(finite)), float(np.maximum.reduce(finite))
+    zeros, scale = int(np.count_nonzero(finite == 0)), max(-low, high) or 1.0
+    finite /= scale  # squares of doubles can vanish and overflow, too
+    mean = float(np.add.reduce(finite)) / len(finite)
+    finite -= mean
+    std = math.sqrt(np.add.reduce(finite * finite) / len(finite))
+    return zeros, nonfinite, mean * scale, std * scale, low, high
 
 
-def _extremes(x: Values) -> tuple[float, float]:
-    return (float(np.minimum.reduce(x)), float(np.maximum.reduce(x))) if len(x) else (math.nan, math.nan)
-
-
-def _moments(x: Values, peak: float) -> tuple[float, float]:
-    """Mean and population std of values up to `peak`, whose squares shall neither vanish nor overflow."""
-    if not 1e-12 < peak < 1e12:
-        scale = 2.0 ** -math.frexp(peak)[1]
-        mean, std = _moments((x.astype(np.float64) * scale).astype(x.dtype), peak * scale) if peak else (0.0, 0.0)
-        return mean / scale, std / scale
-    mean, mean_square = _sum(x) / len(x), _dot(x) / len(x)
-    variance = mean_square - mean * mean
-    if variance < 0.5 * mean_square:  # the mean stands out, and the difference would lose digits
-        return float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
-    return mean, math.sqrt(variance)
-
-
-def _sum(x: Values) -> float:
-    return _blas(x, lambda part: _ONES[x.dtype][: part.shape[-1]])
-
-
-def _dot(x: Values) -> float:
-    return _blas(x, lambda part: part)
-
-
-def _blas(x: Values, factor: Callable[[Values], Values]) -> float:
-    """The sum of x times a factor: dot products of some thousand entries in their own precision, added in double."""
-    whole = len(x) // _DOT * _DOT
-    rest = x[whole:]
-    total = float(rest.dot(factor(rest)))
-    if whole:
-        rows = x[:whole].reshape(-1, 1, _DOT)
-        total += float(np.matmul(rows, factor(rows).reshape(-1, _DOT, 1)).sum(dtype=np.float64))
-    return total
+def _sums(x: Values) -> tuple[float, float]:
+    """Of x and of its squares: dot products of some thousand entries in their own precision, added in double."""
+    ones = _ONES[x.dtype]
+    if len(x) <= _DOT:
+        return float(x.dot(ones[: len(x)])), float(x.dot(x))
+    total, squares = _sums(x[len(x) // _DOT * _DOT :])
+    rows = x[: len(x) // _DOT * _DOT].reshape(-1, 1, _DOT)
+    total += float(np.matmul(rows, ones[:, None]).sum(dtype=np.float64))
+    return total, squares + float(np.matmul(rows, rows.reshape(-1, _DOT, 1)).sum(dtype=np.float64))
 
 
 def _on_device(x: Tensor) -> Tensor:
@@ -183,37 +180,47 @@ def _on_device(x: Tensor) -> Tensor:
     return torch.stack([zeros.double(), (x.numel() - count).double(), mean, std, low, high])
 
 
-def _bit_histogram(x: Tensor) -> Tensor:
-    """Count the upper 12 bits of each float32, int64 [4096]: exact, 8 buckets to the octave (see `Histogram`)."""
-    counts = torch.zeros(CODES, dtype=torch.int64, device=x.device)
-    for block in x.float().split(_BLOCK):
-        codes = (block.view(torch.int32) >> 20) & (CODES - 1)
-        if x.device.type == "cpu":
-            counts += torch.bincount(codes, minlength=CODES)
-        else:  # bincount would read the largest code back to the host
-            counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
+def _counts(x: Values) -> Values:
+    """How many of a block's values have which upper 12 bits as float32, int64 [4096] (see `Histogram`)."""
+    single = x if x.dtype == np.float32 else torch.from_numpy(x).float().numpy()
+    codes = np.right_shift(single.view(np.uint32), 20, out=_scratch(threading.get_ident())[: len(x)])
+    counts: Values = torch.bincount(torch.from_numpy(codes.view(np.int32)), minlength=CODES).numpy()
     return counts
 
 
-def _to_host(parts: Sequence[Tensor | Values]) -> Iterator[Values]:
-    """The parts as arrays, in their order."""
+@lru_cache(16)
+def _scratch(thread: int) -> npt.NDArray[np.uint32]:
+    """A thread's own memory, as getting some from the system takes longer than filling it."""
+    return np.empty(_BLOCK, np.uint32)
+
+
+def _bit_histogram(x: Tensor) -> Tensor:
+    """The same on a device; `bincount` would read the largest code back to the host."""
+    counts = torch.zeros(CODES, dtype=torch.int64, device=x.device)
+    for block in x.float().split(_DEVICE_BLOCK):
+        codes = (block.view(torch.int32) >> 20) & (CODES - 1)
+        counts.scatter_add_(0, codes.long(), torch.ones_like(codes, dtype=torch.int64))
+    return counts
+
+
+def _at_home(parts: Sequence[Any]) -> Callable[[Any], Any]:
+    """Gives for each part an array on the host if it is a tensor, else the part itself."""
     away = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
     home: dict[int, Values] = {}
     for device in dict.fromkeys(part.device for part in away):
         mine = [part for part in away if part.device == device]
-        sizes = np.cumsum([len(part) for part in mine])[:-1]
-        arrays = np.split(torch.cat(mine).cpu().numpy(), sizes)
-        home.update(zip(map(id, mine), arrays, strict=True))
-    for part in parts:
-        if isinstance(part, Tensor):
-            yield home[id(part)] if id(part) in home else part.numpy()
-        else:
-            yield part
+        home.update(zip(map(id, mine), _transferred(mine), strict=True))
+    return lambda part: home.get(id(part), part)
 
 
-def _stats(reduction: Reduction, numbers: Values, counts: Values | None) -> Stats:
-    zeros, nonfinite, mean, std, low, high = numbers.tolist()
-    histogram = None if counts is None else Histogram.from_dense(counts)
+def _transferred(parts: Sequence[Tensor]) -> list[Values]:
+    together = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+    return np.split(together, np.cumsum([part.numel() for part in parts])[:-1])
+
+
+def _stats(reduction: Reduction, numbers: Iterable[float], counts: Values | None) -> Stats:
+    zeros, nonfinite, mean, std, low, high = map(float, numbers)
+    histogram = None if counts is None else Histogram.from_dense(counts.view(np.int64))
     stats = Stats(reduction.count, int(zeros), int(nonfinite), mean, std, low, high, histogram)
     return stats + _all_zeros(reduction.implied_zeros, histogram is not None) if reduction.implied_zeros else stats
 

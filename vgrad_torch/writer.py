@@ -17,6 +17,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ import numpy.typing as npt
 from google.protobuf.struct_pb2 import Value
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
@@ -125,7 +129,7 @@ class Writer:
         if self._sink is None:
             return
         try:
-            self._sink.add(Summary(value=values), step, wall_time or time.time())
+            self._sink.add(values, step, wall_time or time.time())
         except OSError as error:
             broken, self._sink = self._sink, None
             broken.close()
@@ -139,7 +143,8 @@ class Writer:
         known = layers in self._flow_tags
         tag = self._flow_tags.setdefault(layers, names.flow_tag(len(self._flow_tags) + 1))
         metadata = None if known else _metadata(names.PLUGIN_NAME, names.encode(layers))
-        rows = [[names.number(layer, path) for path in names.COLUMNS.values()] for layer in snapshot.layers]
+        paths = tuple(names.COLUMNS.values())
+        rows = [names.numbers(layer, paths) for layer in snapshot.layers]
         with np.errstate(over="ignore"):
             table = np.array(rows, "<f4").reshape(len(layers), len(names.COLUMNS))
         return _value(tag, table, metadata)
@@ -152,7 +157,7 @@ class Sink(Protocol):
     def place(self) -> str:
         """What to call it in a warning."""
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         """Write one event."""
 
     def close(self) -> None:
@@ -173,10 +178,12 @@ class _EventFile(io.FileIO):
             self.close()
             raise
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         if not os.path.samestat(os.stat(self.place), os.fstat(self.fileno())):  # stat raises if the file is gone
             raise FileNotFoundError("the event file was replaced")
-        self._record(Event(summary=summary, step=step, wall_time=wall_time))
+        event = Event(step=step, wall_time=wall_time)
+        event.summary.value.extend(values)
+        self._record(event)
 
     def write(self, data: Any, /) -> int:
         """Write all of it or raise; the system's own write takes what fits on a disk and says nothing."""
@@ -198,11 +205,11 @@ class _Borrowed:
         self._writer = summary_writer
         self.place = "your SummaryWriter"
 
-    def add(self, summary: Any, step: int, wall_time: float) -> None:
+    def add(self, values: Iterable[Any], step: int, wall_time: float) -> None:
         if self._writer.file_writer is None:
             raise OSError("it is closed")
         try:
-            self._writer.file_writer.add_summary(summary, step, wall_time)
+            self._writer.file_writer.add_summary(Summary(value=values), step, wall_time)
         except Exception as error:
             raise OSError(str(error)) from error
 
@@ -220,16 +227,16 @@ def _open(logdir: str | os.PathLike[str]) -> Sink:
 
 def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
     """Non-finite numbers and log10(0) are left out: one NaN blanks a chart."""
+    paths = tuple(names.LAYER_SCALARS.values())
     for layer in snapshot.layers:
-        for group, path in names.LAYER_SCALARS.items():
-            value = names.number(layer, path)
+        tag = layer.tag
+        for group, value in zip(names.LAYER_SCALARS, names.numbers(layer, paths), strict=True):
             if "log10" in group:
                 value = math.log10(value) if value > 0 else math.nan
             if abs(value) <= _FLOAT32_MAX:
-                yield Summary.Value(tag=names.layer_tag(group, layer.tag), simple_value=value)
+                yield Summary.Value(tag=names.layer_tag(group, tag), simple_value=value)
         if layer.weight_gradient and layer.weight_gradient.nonfinite:
-            tag = names.layer_tag(names.NONFINITE, layer.tag)
-            yield Summary.Value(tag=tag, simple_value=layer.weight_gradient.nonfinite)
+            yield Summary.Value(tag=names.layer_tag(names.NONFINITE, tag), simple_value=layer.weight_gradient.nonfinite)
 
 
 def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
@@ -243,13 +250,14 @@ def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
 def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
     """A tensor without a finite entry is left out: it would stretch the axis, which all steps share."""
     for layer in snapshot.layers:
+        tag = layer.tag
         for group, quantity in names.LAYER_HISTOGRAMS.items():
             stats = getattr(layer, quantity)
             if stats and stats.finite and stats.histogram:
-                yield _histogram(names.layer_tag(group, layer.tag), *stats.histogram.values())
+                yield _histogram(names.layer_tag(group, tag), *stats.histogram.values())
         if layer.weight_gradient and layer.weight_gradient.histogram:
             log10 = _log10(layer.weight_gradient.histogram)
-            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, layer.tag), *log10)
+            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, tag), *log10)
 
 
 def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
@@ -311,15 +319,23 @@ def _session(**part: Any) -> Any:
 
 def _histogram(tag: str, edges: npt.NDArray[np.float64], counts: npt.NDArray[Any]) -> Any:
     """Rows of left, right, count. The last bucket of all ends at infinity, which no chart can draw."""
-    edges = np.clip(edges, -_FLOAT32_MAX, _FLOAT32_MAX)
-    rows = np.stack([edges[:-1], edges[1:], counts], axis=1, dtype="<f8")
-    return _value(tag, rows, _metadata("histograms"))
+    rows = np.empty((len(counts), 3), "<f8")
+    rows[:, 0], rows[:, 1], rows[:, 2] = edges[:-1], edges[1:], counts
+    rows[0, 0], rows[-1, 1] = max(edges[0], -_FLOAT32_MAX), min(edges[-1], _FLOAT32_MAX)
+    tensor = TensorProto(dtype=DT_DOUBLE, tensor_shape=_shape(rows.shape), tensor_content=rows.tobytes())
+    return Summary.Value(tag=tag, tensor=tensor, metadata=_metadata("histograms"))
+
+
+@lru_cache
+def _shape(sizes: tuple[int, ...]) -> Any:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in sizes])
 
 
 def _value(tag: str, content: object, metadata: Any) -> Any:
     return Summary.Value(tag=tag, tensor=make_tensor_proto(content), metadata=metadata)
 
 
+@lru_cache
 def _metadata(plugin: str, content: bytes = b"") -> Any:
     """Without the data class TensorBoard does not list the tag."""
     data = SummaryMetadata.PluginData(plugin_name=plugin, content=content)

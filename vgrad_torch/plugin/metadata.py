@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 PLUGIN_NAME = "gradient_flow"
@@ -110,12 +111,23 @@ def number(layer: object, path: str) -> float:
     >>> number(layer, "update_rms"), number(layer, "weight_gradient.rms")
     (0.5, nan)
     """
-    value: object = layer
-    for name in path.split("."):
-        value = getattr(value, name)
-        if value is None:
-            return math.nan
-    return float(value)  # type: ignore[arg-type]
+    return float(numbers(layer, (path,))[0])
+
+
+def numbers(layer: object, paths: tuple[str, ...]) -> list[float]:
+    """The same of many paths."""
+    found = []
+    for quantity, statistic in _split(paths):
+        value = getattr(layer, quantity)
+        if statistic and value is not None:
+            value = getattr(value, statistic)
+        found.append(math.nan if value is None else value)
+    return found
+
+
+@lru_cache
+def _split(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(quantity, statistic) for quantity, _, statistic in (path.partition(".") for path in paths)]
 
 
 def layer_tag(group: str, layer: str) -> str:
