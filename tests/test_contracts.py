@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "untouched"},
+    {"checksum", "choices", "untouched", "words"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
@@ -34,7 +34,7 @@ VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diag
 PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
     f"vgrad_torch{name}"
-    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".cli", ".commands", *PLUGIN)
+    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".words", ".theory", ".cli", ".commands", *PLUGIN)
 ]
 
 

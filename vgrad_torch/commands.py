@@ -222,7 +222,7 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[
         return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
 
 
