@@ -157,7 +157,7 @@ def test_lsuv_gives_every_layers_output_a_deviation_of_one_from_orthogonal_weigh
 
 
 def test_critical_weights_have_theorys_variance() -> None:
-    model = mended(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", None)
+    model = mended(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", batch(64)[0])
     for layer in model.children():
         if isinstance(layer, nn.Linear):
             assert float(layer.weight.detach().square().mean()) == pytest.approx(0.477 / 64, rel=2e-3)

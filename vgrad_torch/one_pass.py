@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,7 +32,7 @@ def measure(
     layers: Layers = nn.Linear,
 ) -> tuple[Snapshot, Units, float]:
     """Snapshot, units and loss of a batch; the arguments are those of `preflight`."""
-    _check(model, batch, optimizer)
+    check(model, batch, optimizer)
     watched = select(model, layers)
     sample, units = Sample(watched, histograms=False), Units(model, watched)
     with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
@@ -57,7 +57,18 @@ def called(model: nn.Module, x: Any) -> Any:
     return model(*x) if isinstance(x, tuple) else model(x)
 
 
-def _check(model: object, batch: object, optimizer: object) -> None:
+def calls(model: nn.Module, x: Any, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the modules that the model calls for an input, in order; the model is left as it was."""
+    order: list[nn.Module] = []
+    with torch.inference_mode(False), torch.no_grad(), untouched(model), _uncompiled():
+        for module in modules:
+            module.register_forward_pre_hook(lambda module, _: order.append(module))
+        called(model, _copied(x))
+    return order
+
+
+def check(model: object, batch: object, optimizer: object) -> None:
+    """Raise a `UsageError` where one of these is not what `preflight` can work with."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"the model must be a torch.nn.Module, not {_kind(model)}")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
