@@ -175,7 +175,7 @@ def _remarks(found: Preflight) -> Iterator[str]:
     if found.predicted is not None and whole and found.diagnosis.evidence.signal > -math.inf:
         yield (
             f"Weights of this size were expected to leave {found.predicted.norm_ratio:.2g} at the first layer (one net "
-            f"in three is off by more than a factor of {10**found.predicted.scatter:.2g})."
+            f"in three is off by more than a factor of {10 ** min(found.predicted.scatter, 300):.2g})."
         )
     yield from _unit_remarks(found)
     if found.spread < COLLAPSED:
