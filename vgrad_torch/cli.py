@@ -183,5 +183,7 @@ def _folder(text: str) -> str:
 
 def _name(text: str) -> str:
     if len(os.fsencode(text)) > _LONGEST:
-        raise argparse.ArgumentTypeError(f"a folder's name has at most {_LONGEST} bytes, this one {len(os.fsencode(text))}")
+        raise argparse.ArgumentTypeError(
+            f"a folder's name has at most {_LONGEST} bytes, this one {len(os.fsencode(text))}"
+        )
     return text

@@ -214,9 +214,7 @@ def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, 
     return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
 
 
-def _preflight_entry(
-    target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, str]
-) -> tuple[Any, Any]:
+def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, str]) -> tuple[Any, Any]:
     from vgrad_torch import checkup, whatif
     from vgrad_torch.entry import entry, words
 
