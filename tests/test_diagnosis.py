@@ -568,8 +568,10 @@ def test_the_learning_rate_is_not_to_blame_before_the_first_step() -> None:
 def test_losses_may_be_an_array_and_the_last_may_be_nan() -> None:
     model = mlp(2, "relu", "he")
     samples = watched(model, sgd(model))
-    assert diagnose(samples, optimizer="SGD", losses=np.array([1.0, 0.5])).verdict == "healthy"
-    assert diagnose(samples, optimizer="SGD", losses=torch.tensor([1.0, math.inf])).verdict == "non-finite"
+    good: Any = np.array([1.0, 0.5])
+    bad: Any = torch.tensor([1.0, math.inf])
+    assert diagnose(samples, optimizer="SGD", losses=good).verdict == "healthy"
+    assert diagnose(samples, optimizer="SGD", losses=bad).verdict == "non-finite"
 
 
 def test_the_optimizer_is_to_be_named() -> None:

@@ -254,7 +254,8 @@ def verdicts_shares(og: Sequence[float | None], ig: Sequence[float | None]) -> d
 
 @pytest.mark.parametrize("case", ["both take", "weights give", "one weight gives"])
 def test_the_tab_is_to_say_what_the_verdict_says(case: str) -> None:
-    og, ig, _, sentence = WORDS[case]
+    of_case: Any = WORDS[case]
+    og, ig, _, sentence = of_case
     shares = sorted(verdicts_shares(og, ig).values(), reverse=True)
     assert re.findall(r"\d+ %", sentence) == [f"{100 * share:.0f} %" for share in shares]
 

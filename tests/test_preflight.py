@@ -444,7 +444,7 @@ def test_nan_in_the_input_is_named_before_the_loss() -> None:
 
 def test_an_optimizer_that_raises_is_blamed_itself() -> None:
     model = mlp([4, 8, 3])
-    with pytest.raises(UsageError, match="cannot take a step with SparseAdam .*leave the optimizer out"):
+    with pytest.raises(UsageError, match=r"cannot take a step with SparseAdam .*leave the optimizer out"):
         preflight(model, cross_entropy, batch(4), torch.optim.SparseAdam(model.parameters()))
 
 

@@ -267,7 +267,9 @@ def test_an_activation_used_at_many_places_is_mended_at_all_of_them() -> None:
         return nn.Sequential(nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, 10))
 
     assert not any(isinstance(m, nn.Sigmoid) for m in mended(model(), "tanh", x).modules())
-    kinds = [type(m).__name__ for m in mended(model(), "batch norm", x)]
+    normed = mended(model(), "batch norm", x)
+    assert isinstance(normed, nn.Sequential)
+    kinds = [type(m).__name__ for m in normed]
     assert kinds == [*["Linear", "BatchNorm1d", "Sigmoid"] * 2, "Linear"]
 
 

@@ -192,7 +192,7 @@ def preflight(options: argparse.Namespace) -> int:
     """Judge a network from one batch and, if asked, try what could mend it."""
     names = [name for name in _FLAGS if hasattr(options, name)]
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    layers = {} if options.layers is None else {"layers": options.layers}
+    layers: Mapping[str, Any] = {} if options.layers is None else {"layers": options.layers}
     if options.target is None:
         found, tried = _preflight_recipe(options.what_if, given, layers)
     else:
@@ -206,7 +206,7 @@ def preflight(options: argparse.Namespace) -> int:
     return 3 if found.verdict in options.fail_on else 0
 
 
-def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, str]) -> tuple[Any, Any]:
+def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
     from vgrad_torch import checkup, recipes, training, whatif
 
     setup = training.set_up(recipes.recipe(**given), lambda line: print(line, file=sys.stderr))
@@ -214,7 +214,7 @@ def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, 
     return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
 
 
-def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, str]) -> tuple[Any, Any]:
+def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
     from vgrad_torch import checkup, whatif
     from vgrad_torch.entry import entry, words
 

@@ -98,7 +98,7 @@ class Diagnosis:
         return " ".join([f"{self.verdict}: {self.because}.", *_remarks(self), *self.advice])
 
 
-def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
+def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[float] | None = None) -> Diagnosis:
     """Say what a run's snapshots say about its gradient.
 
     Args:

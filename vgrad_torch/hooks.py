@@ -50,8 +50,8 @@ def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]
     if not chosen:
         kinds = ", ".join(sorted({type(m).__name__ for m in modules.values()}))
         raise UsageError(
-            f"the model has no layer that matches {_words(layers)}; its modules are of type {kinds}. Choose by layers=, a "
-            "type or a regular expression over names (on the command line --layers and the expression)"
+            f"the model has no layer that matches {_words(layers)}; its modules are of type {kinds}. Choose "
+            "by layers=, a type or a regular expression over names (on the command line --layers and the expression)"
         )
     return {name or type(m).__name__: m for name, m in chosen.items()}
 

@@ -17,8 +17,9 @@ from vgrad_torch.theory import Prediction, predict
 def expected(model: nn.Module, x: Any) -> Prediction | None:
     """What theory expects of a plain MLP for the input x, from the RMS of its weights; None for any other model.
 
-    None also where a layer is used twice: nets whose layers share weights scatter up to ten times as far (in decades)
-    around the expectation for independent ones. Biases count by their mean: random ones around zero are as good as zero where the gradient is concerned.
+    None also where a layer is used twice: nets whose layers share weights scatter up to ten times as far, in decades,
+    around what is expected of independent ones. Biases count by their mean: random ones around zero are as good as zero
+    where the gradient is concerned.
     """
     activation = activation_of(model)
     if activation is None or _tied(model) or not isinstance(x, Tensor) or not x.isfinite().all():

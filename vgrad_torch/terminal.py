@@ -201,8 +201,8 @@ def _expected_fate(prediction: Prediction) -> str:
     ratio = prediction.norm_ratio
     word = "falls" if ratio < KEPT[0] else "grows" if ratio > KEPT[1] else "keeps its size"
     return (
-        f"The gradient {word} on its way down: at {first} its norm is {ratio:.2g} of that at {last}; one net in three is "
-        f"off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
+        f"The gradient {word} on its way down: at {first} its norm is {ratio:.2g} of that at {last}; one net in three "
+        f"is off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
     )
 
 
