@@ -435,6 +435,14 @@ def test_a_loss_that_is_no_number_is_told_although_the_gradients_are_finite(valu
     assert not any("learning rate" in sentence for sentence in found.diagnosis.advice)
 
 
+def test_a_logarithm_of_zero_in_the_loss_is_named_before_the_gradients_it_spoils() -> None:
+    found = preflight(mlp([4, 8, 3]), lambda out, y: (0 * out).abs().log().mean(), batch(4))
+    assert found.diagnosis.evidence.nonfinite == "the loss, which is -inf"
+    gradient = found.snapshot["fc2"].output_gradient
+    assert gradient is not None
+    assert gradient.nonfinite
+
+
 def test_nan_in_the_input_is_named_before_the_loss() -> None:
     x, y = batch(4)
     found = preflight(mlp([4, 8, 3]), cross_entropy, (x * math.nan, y))

@@ -312,3 +312,9 @@ def test_zero_weights_get_critical_ones() -> None:
 def test_a_loss_that_is_no_number_is_not_mended_by_another_network() -> None:
     found = what_if(mlp([64, 16, 10]), lambda out, y: cross_entropy(out, y) + math.nan, batch(64))
     assert (found.before.verdict, found.best) == ("non-finite", None)
+
+
+def test_norms_are_of_the_models_type() -> None:
+    x, y = batch(64)
+    found = what_if(mlp(DEEP, "sigmoid", "glorot").double(), cross_entropy, (x.double(), y))
+    assert [trial.verdict for trial in found.trials if trial.verdict.startswith("raises")] == []

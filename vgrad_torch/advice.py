@@ -20,19 +20,17 @@ _DEEP = 8  # layers
 
 
 def _vanishing(evidence: Evidence, optimizer: str, falls: Waterfall | None) -> Iterator[str]:
-    first, *others = _against_weakening(falls)
+    first, *others = _against_weakening(evidence, falls)
     yield f"Next: {first}"
     yield from (sentence[0].upper() + sentence[1:] for sentence in others)
-    if family(optimizer) == "sgd" and judge(evidence, "adam").verdict not in ALARMS:
+    if evidence.chain and family(optimizer) == "sgd" and judge(evidence, "adam").verdict not in ALARMS:
         yield "Adam, whose steps do not shrink with the gradient, trained networks like this one."
-    if evidence.layers > _DEEP and evidence.chain:
-        yield f"A chain of {evidence.layers} layers is helped by residual connections or batch normalisation, too."
 
 
 _LARGER = "initialise with larger weights (he for relu, glorot or orthogonal for tanh)."
 
 
-def _against_weakening(falls: Waterfall | None) -> Iterator[str]:
+def _against_weakening(evidence: Evidence, falls: Waterfall | None) -> Iterator[str]:
     """What is against those who took most of it; at least one sentence."""
     shares = falls.shares() if falls else []
     gain = _typical_activation(falls)
@@ -44,8 +42,11 @@ def _against_weakening(falls: Waterfall | None) -> Iterator[str]:
         yield _LARGER
     elif gain >= _RELU:
         yield "residual connections or batch normalisation; weights and activation are made for each other already."
+        return
     elif not shares:
         yield "look at activation and initial weights (he for relu, glorot or orthogonal for tanh)."
+    if evidence.chain and evidence.layers > _DEEP:
+        yield f"a chain of {evidence.layers} layers is helped by residual connections or batch normalisation, too."
 
 
 def _typical_activation(falls: Waterfall | None) -> float:

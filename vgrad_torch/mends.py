@@ -159,7 +159,7 @@ layers = {{}}
 for name, layer in model._modules.items():
     layers[name] = layer
     if isinstance(layer, nn.Linear) and layer is not last:
-        layers[f"norm_{{name}}"] = nn.{norm}(layer.out_features)
+        layers[f"norm_{{name}}"] = nn.{norm}(layer.out_features).to(layer.weight)
 model = nn.Sequential()
 for name, layer in layers.items():
     model.add_module(name, layer)
