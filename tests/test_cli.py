@@ -78,7 +78,13 @@ def test_a_nan_loss_is_one_sentence_with_step_and_layer_and_keeps_the_log(
     assert list(tmp_path.glob("*/*tfevents*"))
 
 
-@pytest.mark.parametrize("arguments", [["board", "--runs", "nowhere"], ["board", "--port", "99999"], [], ["trian"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["board", "--runs", "nowhere"], ["board", "--port", "99999"], [], ["trian"], ["board", "--runs", ""],
+        ["train", "--runs", ""], ["predict", "--gain", "1e-300"], ["predict", "--gain", "1e110"],
+    ],
+)  # fmt: skip
 def test_other_commands_refuse_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -90,7 +96,10 @@ def test_predict_shows_the_profile_and_what_it_means(capsys: pytest.CaptureFixtu
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(r"fc1 784x512 0\.54 6\.8e-09 [█#]+[·.]+ 5\.2e-06 1\.3e-08 0\.094 fc2 512x256", printed)
     assert re.search(r"fc7 16x10 0\.12 9\.4e-03 [█#]{16} 1\.0e\+00 2\.7e-02 - ", printed)
-    assert "The gradient vanishes: at fc1 its norm is 5.2e-06 of that at fc7; one net in three is off by" in printed
+    assert (
+        "The gradient falls on its way down: at fc1 its norm is 5.2e-06 of that at fc7; one net in three is off by"
+        in printed
+    )
     assert "xi is 0.25 layers, and about 6 xi = 1.5 layers can be trained" in printed
     assert "chi_1 would be one at sigma_w^2 = 103 (gain 18 times this one)." in printed
 
@@ -99,7 +108,7 @@ def test_predict_shows_the_profile_and_what_it_means(capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         (["--init", "he"], ["The gradient keeps its size", "critical, a gradient crosses any number of layers"]),
-        (["--init", "he", "--gain", "3"], ["The gradient explodes", "the signal grows without bound"]),
+        (["--init", "he", "--gain", "3"], ["The gradient grows on its way down", "the signal grows without bound"]),
         (["--act", "gelu"], ["4 for small signals (gain", ", 2 for large ones (gain"]),
         (["--widths", "5,1"], ["A single layer hands no gradient down."]),
         (["--bias=-0.5"], ["the signal dies out", "No weights are critical with this bias."]),
@@ -205,6 +214,9 @@ def no_batch():
 def raises():
     raise KeyError("no data")
 
+def leaves():
+    raise SystemExit(0)
+
 def misfit():
     return (*make()[:2], (torch.randn(16, 9), torch.zeros(16)))
 """
@@ -251,6 +263,9 @@ def test_preflight_of_a_recipe_and_what_could_mend_it(capsys: pytest.CaptureFixt
         (["--data", "circles", "--bias", "-1", "--act", "relu", "--fail-on", "dead"], 3),
         (["--init", "he", "--gain", "40", "--hidden", "64,64,64,64", "--fail-on", "exploding, non-finite"], 3),
         (["--hidden", "8", "--fail-on", "no-gradient,non-finite"], 0),
+        (["--act", "sigmoid", "--fail-on", "Vanishing,"], 3),
+        (["--act", "sigmoid", "--fail-on", "any"], 3),
+        (["--hidden", "8", "--fail-on", "any"], 0),
     ],
 )
 def test_fail_on_is_exit_code_3(arguments: list[str], code: int) -> None:
@@ -261,10 +276,42 @@ def test_preflight_of_ones_own_model(folder: Path, capsys: pytest.CaptureFixture
     assert main(["preflight", "mine.model:make", "--what-if", "--fail-on", "vanishing"]) == 3
     printed = words(capsys)
     assert "Judged for SGD, as no optimizer was given" in printed
-    assert "setattr(parent, name, nn." in printed
+    assert "setattr(model.get_submodule(parent), own, nn." in printed
     assert "Or:" not in printed
     assert main(["preflight", "mine.model:with_adam"]) == 0
     assert "update ratio" in words(capsys)
+
+
+def test_some_layers_of_ones_own_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", "mine.model:make", "--layers", "^(36|40)$"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.split("\n\n")[0].splitlines()] == ["layer", "36", "40"]
+
+
+def test_preflight_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["preflight", "--act", "sigmoid"]) == 0
+    _, *paragraphs = capsys.readouterr().out.split("\n\n")
+    assert 50 < max(len(line) for text in paragraphs for line in text.splitlines()) <= 60
+
+
+def test_a_name_too_long_for_a_folder_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--runs", str(tmp_path), "--name", "n" * 300]) == 2
+    assert "argument --name: a folder's name has at most 250 bytes, this one 300" in capsys.readouterr().err
+
+
+def test_weights_beyond_float32_are_trained_without_a_warning(tmp_path: Path) -> None:
+    done = vgrad("train", "--gain", "1e30", "--epochs", "1", "--runs", str(tmp_path))
+    assert "RuntimeWarning: overflow" not in done.stderr
+
+
+def test_a_net_without_hidden_layers_is_not_offered_another_activation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--hidden", "", "--epochs", "1", "--runs", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Next:" in printed
+    assert "the same with sigmoid" not in printed
 
 
 def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(folder: Path) -> None:
@@ -287,9 +334,11 @@ def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(
          "you like, an optimizer; it returned Sequential"),
         (["mine.model:no_batch"], "it returned Sequential, function, Tensor"),
         (["mine.model:raises"], "mine.model:raises raised KeyError: 'no data'"),
+        (["mine.model:leaves"], "mine.model:leaves raised SystemExit: 0"),
+        (["mine.model:make", "--layers", "conv"], "the model has no layer that matches 'conv'"),
         (["mine.model:misfit"], "the model or loss function of mine.model:misfit raised RuntimeError: mat1 and mat2"),
         (["mine.model:make", "--act", "relu"], "--act is for built-in networks; mine.model:make brings its own"),
-        (["--fail-on", "vanished"], "unknown verdict 'vanished'. Choose from: no gradient, non-finite, "),
+        (["--fail-on", "vanished"], "unknown verdict 'vanished'. Choose from: any, no gradient, non-finite, "),
         (["--act", "tahn"], "did you mean 'tanh'?"),
         (["--residual"], "residual needs a hidden layer as wide as the one before it"),
     ],

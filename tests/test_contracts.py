@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "untouched"},
+    {"checksum", "choices", "untouched", "words"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
@@ -43,6 +43,7 @@ PLAIN = [
         *VERDICT,
         ".schedule",
         ".choices",
+        ".words",
         ".theory",
         ".runlog",
         ".comparison",

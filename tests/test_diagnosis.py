@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -601,3 +603,80 @@ def test_an_exploding_gradient_is_no_alarm_where_most_such_networks_trained() ->
     assert found.confidence.share < 0.5
     assert not found.alarm
     assert "did not train" in found.paragraph()
+
+
+def test_numbers_for_names_are_called_layers_in_sentences() -> None:
+    model = nn.Sequential(*mlp(8, "sigmoid", "torch"))
+    found = after(model, sgd(model))
+    assert "; at layer 12 a tenth is left" in found.paragraph()
+    assert re.search(r"Most of it is due to the \w+ (of|behind) layer \d+ \(x ", found.paragraph())
+    assert found.layers[0].label == "0"
+
+
+def advice(act: str, init: str, *, depth: int = 30, width: int = 8, gain: float = 1.0) -> str:
+    """What is said to the first of some networks that is in need of it."""
+    for seed in range(20):
+        model = vg.build_mlp(
+            [8] + [width] * depth + [3], act, init, generator=torch.Generator().manual_seed(seed), gain=gain
+        )
+        found = after(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        if found.verdict in ("vanishing", "exploding"):
+            return " ".join(found.advice)
+    raise AssertionError("all are healthy")
+
+
+WEIGHTS, ACTIVATION = "larger weights (he for relu", "take another activation, relu with he weights, say"
+
+
+@pytest.mark.parametrize(
+    ("act", "init", "gain", "said", "unsaid"),
+    [
+        ("relu", "he", 0.3, [WEIGHTS], [ACTIVATION]),
+        ("relu", "he", 0.9, ["residual connections or batch normalisation; weights"], [WEIGHTS, ACTIVATION]),
+        ("sigmoid", "he", 1.0, [ACTIVATION, "this one leaves 0.2"], [WEIGHTS]),
+        ("sigmoid", "uniform", 0.3, [ACTIVATION, "Initialise with " + WEIGHTS], []),
+        ("tanh", "glorot", 0.3, [WEIGHTS], [ACTIVATION, "saturated"]),
+        ("tanh", "normal", 1.0, ["of a smaller variance (he for relu"], [WEIGHTS, ACTIVATION]),
+    ],
+)
+def test_the_advice_is_against_the_suspects(
+    act: str, init: str, gain: float, said: list[str], unsaid: list[str]
+) -> None:
+    words = advice(act, init, gain=gain)
+    assert [text for text in said if text not in words] == []
+    assert [text for text in unsaid if text in words] == []
+
+
+def test_batch_norm_not_the_weights_is_blamed_for_an_explosion_behind_it() -> None:
+    torch.manual_seed(0)
+    parts = [part for n in range(30) for part in (nn.Linear(32 if n else 8, 32), nn.BatchNorm1d(32), nn.ReLU())]
+    model = nn.Sequential(*parts, nn.Linear(32, 3))
+    found = after(model, sgd(model))
+    assert found.verdict == "exploding"
+    assert "normalisation without residual connections" in found.advice[-1]
+    assert "smaller variance" not in found.paragraph()
+
+
+def test_the_learning_rate_is_not_to_blame_before_the_first_step() -> None:
+    def at(step: int) -> Diagnosis:
+        bad = Stats(4, 0, 4, math.nan, math.nan, math.nan, math.nan)
+        return diagnose([Snapshot(step, (LayerSnapshot(1, "fc1", "Linear", "2x2", output=bad),))], optimizer="SGD")
+
+    assert "learning rate" not in at(0).paragraph()
+    assert "learning rate" in at(5).paragraph()
+
+
+def test_losses_may_be_an_array_and_the_last_may_be_nan() -> None:
+    model = mlp(2, "relu", "he")
+    samples = watched(model, sgd(model))
+    good: Any = np.array([1.0, 0.5])
+    bad: Any = torch.tensor([1.0, math.inf])
+    assert diagnose(samples, optimizer="SGD", losses=good).verdict == "healthy"
+    assert diagnose(samples, optimizer="SGD", losses=bad).verdict == "non-finite"
+
+
+def test_the_optimizer_is_to_be_named() -> None:
+    model = mlp(2, "relu", "he")
+    optimizer: Any = sgd(model)
+    with pytest.raises(UsageError, match="optimizer must be the name of a class, 'SGD', say, not an object"):
+        diagnose(watched(model, optimizer), optimizer=optimizer)

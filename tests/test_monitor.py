@@ -513,3 +513,19 @@ def test_losses_tell_the_verdict_that_a_network_learns() -> None:
             optimizer.step()
             monitor.losses.append(loss)
     assert monitor.diagnose().verdict == "healthy"
+
+
+@pytest.mark.parametrize(("histograms", "steps"), [(True, [0, 2]), (False, [2])])
+def test_a_verdict_is_written_once_at_a_step(
+    histograms: bool, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vg.build_mlp([8, *[8] * 20, 4], "sigmoid", "uniform", generator=torch.Generator().manual_seed(0))
+    optimizer = sgd(model)
+    written: list[int] = []
+    with vg.watch(model, optimizer, every=1, histograms=histograms) as monitor:
+        monkeypatch.setattr(monitor.writer, "text", lambda tag, markdown, step: written.append(step))
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.rand(16, 8)), torch.arange(16) % 4).backward()
+            optimizer.step()
+    assert written == steps

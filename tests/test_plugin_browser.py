@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from vgrad_torch.plugin import metadata as names
+from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
+from vgrad_torch.waterfall import waterfall
 from vgrad_torch.writer import Writer
 
 pytestmark = pytest.mark.browser
@@ -232,6 +234,32 @@ def test_theory_is_a_dashed_line_through_its_own_numbers(tab: Tab) -> None:
     assert tab.wait("return all('#profile path.theory').length", lambda count: count == 0) == 0
 
 
+def verdicts_shares(og: Sequence[float | None], ig: Sequence[float | None]) -> dict[str, float]:
+    """What the verdict says of the same gradients: the share of each kind of factor in the weakening."""
+
+    def seen(rms: float | None) -> Stats | None:
+        return None if rms is None or math.isnan(rms) else Stats(1, 0, 0, rms, 0.0, rms, rms)
+
+    layers = [
+        LayerSnapshot(i, name, "Linear", "2x2", output_gradient=seen(out), input_gradient=seen(into))
+        for i, (name, out, into) in enumerate(zip(NAMES, og, ig, strict=True), start=1)
+    ]
+    found = waterfall(Snapshot(0, tuple(with_activation_gains(layers))))
+    assert found is not None
+    shares = dict.fromkeys(("weight", "activation"), 0.0)
+    for factor, share in found.shares():
+        shares[factor.kind] += share
+    return shares
+
+
+@pytest.mark.parametrize("case", ["both take", "weights give", "one weight gives"])
+def test_the_tab_is_to_say_what_the_verdict_says(case: str) -> None:
+    of_case: Any = WORDS[case]
+    og, ig, _, sentence = of_case
+    shares = sorted(verdicts_shares(og, ig).values(), reverse=True)
+    assert re.findall(r"\d+ %", sentence) == [f"{100 * share:.0f} %" for share in shares]
+
+
 def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
     tab.open()
     words = tab.words()
@@ -240,11 +268,11 @@ def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
     weights = math.log10(ig[2] / og[2]) + math.log10(ig[1] / og[1])
     activations = math.log10(og[1] / ig[2]) + math.log10(og[0] / ig[1])
     assert weights + activations == pytest.approx(math.log10(og[0] / og[2]))
-    share = round(100 * activations / (weights + activations))
+    share = round(100 * verdicts_shares(og, ig)["activation"])
     assert words["a"] == (
         f"The gradient reaching fc1 is 2e-4 of that at fc3 "
         f"(weights {TIMES}{10**weights:.2g}, activations {TIMES}{10**activations:.2g}). "
-        f"{share} % of the loss is the activations' slope, {100 - share} % the weights."
+        f"{share} % of the weakening is the activations' slope, {100 - share} % the weights."
     )
     bars = tab.ask("""
         return all('#waterfalls .card')[0] && all('rect.factor', all('#waterfalls .card')[0])
@@ -260,18 +288,20 @@ NAMES = ["fc1", "fc2", "fc3"]
 LIKE = "The gradient reaching fc1 is {} that at fc3 ({})."
 WORDS = {
     "both take": ([1e-4, 1e-2, 1], [None, 1e-3, 1e-1], LIKE.format("1e-4 of", "weights *0.01, activations *0.01"),
-                  "50 % of the loss is the weights, 50 % the activations' slope."),
+                  "50 % of the weakening is the weights, 50 % the activations' slope."),
     "weights give": ([1e-4, 1e-2, 1], [None, 0.1, 10], LIKE.format("1e-4 of", "weights *100, activations *1e-6"),
-                     "All of the loss is the activations' slope; the weights work against it."),
+                     "100 % of the weakening is the activations' slope, 0 % the weights."),
+    "one weight gives": ([1e-4, 1e-2, 1], [None, 1e-3, 10], LIKE.format("1e-4 of", "weights *1, activations *1e-4"),
+                         "80 % of the weakening is the activations' slope, 20 % the weights."),
     "both give": ([100, 10, 1], [None, 50, 5], LIKE.format("100 times", "weights *25, activations *4"),
-                  "70 % of the growth is the weights, 30 % the activations' slope."),
+                  "70 % of the strengthening is the weights, 30 % the activations' slope."),
     "hardly": ([0.8, 1, 1], [None, 1, 1], LIKE.format("0.8 of", "weights *1, activations *0.8"),
                "It hardly changes on its way."),
     "a hole": ([1e-4, None, 1], [None, None, 0.1], LIKE.format("1e-4 of", "not split *1e-4"),
                "Input gradients are missing, so it is not told who did it."),
     "half known": ([1e-4, 1e-2, 1], [None, None, 0.1],
                    LIKE.format("1e-4 of", "weights *0.1, activations *0.1, not split *0.01"),
-                   "50 % of the loss is not told apart, 25 % the weights, 25 % the activations' slope."),
+                   "50 % of the weakening is not told apart, 25 % the weights, 25 % the activations' slope."),
     "zero": ([0, 0, 1], [None, 0, 0], "At fc2 the gradient is exactly zero; nothing passes it on its way down.", ""),
     "infinite": ([1, "Infinity", 1], [None, 1, 1],
                  "The gradient of fc2 holds NaN or infinities; from there on there are no factors.", ""),

@@ -21,6 +21,7 @@ from vgrad_torch.choices import UsageError
 from vgrad_torch.mlp import build_mlp
 from vgrad_torch.monitor import watch
 from vgrad_torch.plain_mlp import activation_of
+from vgrad_torch.whatif import what_if
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -404,13 +405,89 @@ def test_a_compiled_model_is_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_steps_until_it_learns(momentum: float) -> None:
-    model, (x, y) = mlp([4, *[16] * 4, 3], "tanh", "glorot"), batch(4)
+def test_the_plateau_of_an_ill_network(momentum: float) -> None:
+    model, (x, y) = mlp([4, *[16] * 8, 3], "sigmoid", "glorot"), batch(4)
     oracle = chain_oracle(model, x, lambda out: cross_entropy(out, y))
-    ratio = float(oracle["fc1"]["output_gradient"].norm() / oracle["fc5"]["output_gradient"].norm())
+    ratio = float(oracle["fc1"]["output_gradient"].norm() / oracle["fc9"]["output_gradient"].norm())
     found = preflight(model, cross_entropy, (x, y), torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum))
     assert found.steps == pytest.approx(20 * (1 - momentum) / (0.02 * ratio), rel=1e-5)
-    assert "give or take a factor of ten" in " ".join(str(found).split())
+    assert "by the plateau law of sigmoid and tanh networks" in " ".join(str(found).split())
+
+
+def test_no_plateau_is_foretold_to_a_healthy_network_nor_with_an_endless_momentum() -> None:
+    for act, init, momentum in (("relu", "he", 0.0), ("sigmoid", "glorot", 1.0)):
+        model = mlp([4, *[16] * 4, 3], act, init)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum)
+        assert preflight(model, cross_entropy, batch(4), optimizer).steps is None
+
+
+def test_an_endless_plateau_is_not_counted() -> None:
+    model = mlp([4, *[16] * 20, 3], "sigmoid", "glorot")
+    found = preflight(model, cross_entropy, batch(4), torch.optim.SGD(model.parameters(), lr=0.02))
+    assert "after more than ten million steps" in " ".join(str(found).split())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_told_although_the_gradients_are_finite(value: float) -> None:
+    found = preflight(mlp([4, 8, 3]), lambda out, y: cross_entropy(out, y) + value, batch(4))
+    assert found.verdict == "non-finite"
+    assert found.diagnosis.evidence.nonfinite == f"the loss, which is {value:g}"
+    assert not any("learning rate" in sentence for sentence in found.diagnosis.advice)
+
+
+def test_a_logarithm_of_zero_in_the_loss_is_named_before_the_gradients_it_spoils() -> None:
+    found = preflight(mlp([4, 8, 3]), lambda out, y: (0 * out).abs().log().mean(), batch(4))
+    assert found.diagnosis.evidence.nonfinite == "the loss, which is -inf"
+    gradient = found.snapshot["fc2"].output_gradient
+    assert gradient is not None
+    assert gradient.nonfinite
+
+
+def test_nan_in_the_input_is_named_before_the_loss() -> None:
+    x, y = batch(4)
+    found = preflight(mlp([4, 8, 3]), cross_entropy, (x * math.nan, y))
+    assert "the output of fc1" in str(found.diagnosis.evidence.nonfinite)
+    assert found.diagnosis.advice[0].startswith("Next: look for NaN and infinity in the data")
+
+
+def test_an_optimizer_that_raises_is_blamed_itself() -> None:
+    model = mlp([4, 8, 3])
+    with pytest.raises(UsageError, match=r"cannot take a step with SparseAdam .*leave the optimizer out"):
+        preflight(model, cross_entropy, batch(4), torch.optim.SparseAdam(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [("adam", "optimizer must be a torch optimizer or left out, not 'adam'"),
+     (torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), "the optimizer holds no parameter of the model")],
+)  # fmt: skip
+@pytest.mark.parametrize("ask", [preflight, what_if])
+def test_another_models_optimizer_is_refused(ask: Callable[..., Any], optimizer: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ask(mlp([4, 8, 3]), cross_entropy, batch(4), optimizer)
+
+
+def test_a_model_with_shared_weights_is_not_what_the_theory_is_about() -> None:
+    shared = nn.Linear(4, 4)
+    found = preflight(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)), cross_entropy, batch(4))
+    assert found.predicted is None
+    one = nn.Tanh()
+    model = nn.Sequential(nn.Linear(4, 4), one, nn.Linear(4, 4), one, nn.Linear(4, 3))
+    assert preflight(model, cross_entropy, batch(4)).predicted is not None
+
+
+def test_what_was_expected_at_the_first_layer_is_not_told_where_that_is_frozen() -> None:
+    model = mlp([20, *[64] * 10, 10], "sigmoid", "glorot")
+    assert "were expected to leave" in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
+    model.get_submodule("fc1").requires_grad_(False)
+    assert "were expected to leave" not in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
+
+
+def test_the_text_fits_a_width() -> None:
+    found = ill()
+    head, paragraphs = found.text(60).split("\n\n", 1)
+    assert max(map(len, paragraphs.splitlines())) <= 60
+    assert head == str(found).split("\n\n", 1)[0]
 
 
 def test_dead_and_saturated_units_are_told() -> None:
@@ -453,10 +530,12 @@ def test_under_no_grad_and_in_inference_mode_too() -> None:
         (mlp([4, 8, 3]), lambda out, y: 1.0, batch(4), "one number.*not float"),
         (mlp([4, 8, 3]), lambda out, y: out.detach().sum(), batch(4), "does not depend on any parameter"),
         (mlp([4, 8, 3]).requires_grad_(False), cross_entropy, batch(4), "no parameter of the model requires"),
-        (nn.Sequential(nn.ReLU()), cross_entropy, batch(4), "no layer that matches"),
+        (nn.Sequential(nn.Linear(4, 3)).double(), cross_entropy, (torch.ones(0, 4), torch.ones(0)), "batch is empty"),
+        (lambda x: x, cross_entropy, batch(4), "the model must be a torch.nn.Module, not function"),
+        (nn.Sequential(nn.Conv1d(1, 2, 3)), cross_entropy, batch(4), "matches Linear; its modules .* Conv1d.*--layers"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(model: nn.Module, loss_fn: Any, data: Any, words: str) -> None:
+def test_bad_input_is_refused_in_a_sentence(model: Any, loss_fn: Any, data: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         preflight(model, loss_fn, data)
 

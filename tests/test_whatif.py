@@ -157,10 +157,11 @@ def test_lsuv_gives_every_layers_output_a_deviation_of_one_from_orthogonal_weigh
 
 
 def test_critical_weights_have_theorys_variance() -> None:
-    model = mended(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", None)
+    model = mended(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", batch(64)[0])
     for layer in model.children():
         if isinstance(layer, nn.Linear):
-            assert float(layer.weight.detach().square().mean()) == pytest.approx(0.477 / 64, rel=2e-3)
+            error = 4 * math.sqrt(2 / layer.weight.numel())  # four standard errors of a normal law's variance
+            assert float(layer.weight.detach().square().mean()) == pytest.approx(0.477 / 64, rel=error)
 
 
 @pytest.mark.parametrize(
@@ -245,3 +246,75 @@ def test_a_gradient_that_grows_more_than_tenfold_is_not_the_first_advice() -> No
     assert tanh.signal > 10
     assert found.best is not None
     assert found.best.signal < 10
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.LogSoftmax(1)])
+def test_what_follows_the_last_layer_is_spared(end: nn.Module) -> None:
+    x, _ = batch(64)
+    for name in ("relu", "batch norm"):
+        model = mended(nn.Sequential(*mlp([64, *[16] * 4, 10], "sigmoid", "glorot"), copy.deepcopy(end)), name, x)
+        kinds = [type(m) for m in model.children()]
+        assert kinds[-2:] == [nn.Linear, type(end)]
+        assert kinds[1] is {"relu": nn.ReLU, "batch norm": nn.BatchNorm1d}[name]
+        assert kinds.count(nn.BatchNorm1d) in (0, 4)
+
+
+def test_an_activation_used_at_many_places_is_mended_at_all_of_them() -> None:
+    x, _ = batch(64)
+
+    def model() -> nn.Sequential:
+        one = nn.Sigmoid()
+        return nn.Sequential(nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, 10))
+
+    assert not any(isinstance(m, nn.Sigmoid) for m in mended(model(), "tanh", x).modules())
+    normed = mended(model(), "batch norm", x)
+    assert isinstance(normed, nn.Sequential)
+    kinds = [type(m).__name__ for m in normed]
+    assert kinds == [*["Linear", "BatchNorm1d", "Sigmoid"] * 2, "Linear"]
+
+
+def test_weights_made_from_others_are_not_initialised() -> None:
+    model = mlp([64, *[16] * 12, 10], "tanh", "uniform")
+    for layer in list(model):
+        if isinstance(layer, nn.Linear):
+            nn.utils.parametrizations.weight_norm(layer)
+    found = what_if(model, cross_entropy, batch(64))
+    assert {trial.mend.kind for trial in found.trials} == {"activation", "norm"}
+    assert "No other initial weights were tried" in str(found)
+
+
+def test_it_is_said_that_an_activation_called_as_a_function_cannot_be_changed() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp([64, *[32] * 12, 10], "identity", "glorot")
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in list(self.layers)[:-1]:
+                x = layer(x).sigmoid() if isinstance(layer, nn.Linear) else x
+            out: Tensor = list(self.layers)[-1](x)
+            return out
+
+    found = what_if(Functional(), cross_entropy, batch(64))
+    assert {trial.mend.kind for trial in found.trials} == {"initializer"}
+    assert "No other activation was tried" in str(found)
+
+
+def test_zero_weights_get_critical_ones() -> None:
+    model = mlp([64, *[32] * 4, 10])
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+    trials = {trial.mend.name: trial.verdict for trial in what_if(model, cross_entropy, batch(64)).trials}
+    assert trials["weights of variance 2 / fan-in"] == "healthy"
+
+
+def test_a_loss_that_is_no_number_is_not_mended_by_another_network() -> None:
+    found = what_if(mlp([64, 16, 10]), lambda out, y: cross_entropy(out, y) + math.nan, batch(64))
+    assert (found.before.verdict, found.best) == ("non-finite", None)
+
+
+def test_norms_are_of_the_models_type() -> None:
+    x, y = batch(64)
+    found = what_if(mlp(DEEP, "sigmoid", "glorot").double(), cross_entropy, (x.double(), y))
+    assert [trial.verdict for trial in found.trials if trial.verdict.startswith("raises")] == []

@@ -19,8 +19,9 @@ from vgrad_torch.plain_mlp import expected
 from vgrad_torch.records import Snapshot
 from vgrad_torch.theory import Prediction
 from vgrad_torch.units import LayerUnits
-from vgrad_torch.verdicts import family, judge
+from vgrad_torch.verdicts import family, judge, two_digits
 from vgrad_torch.waterfall import Waterfall, waterfall
+from vgrad_torch.words import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ class Preflight:
         units: dead and saturated units of each call of a layer.
         spread: ||x - mean of x over the batch|| / ||x|| of the last layer's input; near 0 all samples look alike to it.
         loss: of the batch.
-        steps: for SGD about how many steps until it learns, 20 / (S * lr / (1 - momentum)), where S is the norm of the
-            first layer's output gradient over the last one's. 18 networks of the calibration's grid took 0.03 to 7
-            times as many, 16 of them 0.1 to 7 times. None for others, without an optimizer, and where the gradient
-            explodes or is cut off.
+        steps: for SGD and a mean loss, how many steps the plateau of a sigmoid or tanh network lasts about, 20 / (S *
+            lr / (1 - momentum)), where S is the norm of the first layer's output gradient over the last one's. 18
+            networks of the calibration's grid took 0.03 to 7 times as many; relu-like ones take fewer, down to a
+            hundredth. None for others, without an optimizer, and for a healthy network or one that has no plateau.
         otherwise: the verdict for Adam, where none was given and SGD was assumed; else None.
     """
 
@@ -62,8 +63,12 @@ class Preflight:
         return waterfall(self.snapshot)
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = 100) -> str:
+        """The table and, wrapped to a width, the paragraphs."""
         words = [self.diagnosis.paragraph(), " ".join(_remarks(self))]
-        return "\n".join([*_table(self), *("\n" + textwrap.fill(text, 100) for text in words if text)])
+        return "\n".join([*_table(self), *("\n" + textwrap.fill(text, width) for text in words if text)])
 
 
 def preflight(
@@ -88,8 +93,8 @@ def preflight(
         layers: which layers to look at, see `watch`.
 
     Raises:
-        UsageError: the batch is no pair, the loss no number, nothing requires a gradient, or the optimizer's step needs
-            a closure. Whatever the model raises is passed on.
+        UsageError: the batch is no pair or empty, the loss no number, nothing requires a gradient, or the optimizer is
+            another model's or cannot take a step. Whatever the model raises is passed on.
 
     >>> import torch
     >>> from vgrad_torch.mlp import build_mlp
@@ -100,7 +105,7 @@ def preflight(
     """
     snapshot, units, loss = measure(model, loss_fn, batch, optimizer, layers=layers)
     name = "SGD" if optimizer is None else type(optimizer).__name__
-    diagnosis = diagnose([snapshot], optimizer=name)
+    diagnosis = diagnose([snapshot], optimizer=name, losses=[loss])
     return Preflight(
         diagnosis, snapshot, expected(model, batch[0]), units.found(), units.spread, loss,
         steps=_plateau(diagnosis, optimizer),
@@ -108,19 +113,17 @@ def preflight(
     )  # fmt: skip
 
 
-_LEARNS = ("healthy", "slow", "vanishing", "cannot tell", "frozen")
+_PLATEAU = ("slow", "vanishing", "cannot tell", "frozen")
 
 
 def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
     """A plateau of SGD lasts about 20 / (lr S) steps; with momentum lr / (1 - momentum) is the rate that counts."""
     signal = diagnosis.evidence.signal
-    if optimizer is None or family(diagnosis.optimizer) != "sgd" or diagnosis.verdict not in _LEARNS:
-        return None
-    if not signal > -math.inf:
+    if optimizer is None or family(diagnosis.optimizer) != "sgd" or diagnosis.verdict not in _PLATEAU:
         return None
     group = optimizer.param_groups[0]
-    rate = float(group["lr"]) / (1 - group.get("momentum", 0.0))
-    return 20 / (rate * 10.0**signal) if 0 < rate < math.inf else None
+    rate, left = float(group["lr"]), 1 - float(group.get("momentum", 0.0))
+    return 20 * left / (rate * 10.0**signal) if rate > 0 and left > 0 and signal > -math.inf else None
 
 
 _HEAD = ("layer", "size", "gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
@@ -158,7 +161,7 @@ def _cells(layer: LayerState, units: LayerUnits | None, expected: float | None) 
 
 
 def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}"
+    return "" if value is None else two_digits(value)
 
 
 def _percent(share: float | None) -> str:
@@ -168,20 +171,32 @@ def _percent(share: float | None) -> str:
 def _remarks(found: Preflight) -> Iterator[str]:
     if found.otherwise is not None:
         yield f"Judged for SGD, as no optimizer was given; for Adam the verdict is: {found.otherwise}."
-    if found.predicted is not None and found.diagnosis.evidence.signal > -math.inf:
+    whole = bool(found.snapshot.layers) and found.diagnosis.evidence.first == found.snapshot.layers[0].label
+    if found.predicted is not None and whole and found.diagnosis.evidence.signal > -math.inf:
         yield (
             f"Weights of this size were expected to leave {found.predicted.norm_ratio:.2g} at the first layer (one net "
-            f"in three is off by more than a factor of {10**found.predicted.scatter:.2g})."
+            f"in three is off by more than a factor of {10 ** min(found.predicted.scatter, 300):.2g})."
         )
     yield from _unit_remarks(found)
     if found.spread < COLLAPSED:
         yield (
             f"To the last layer all samples look alike: they differ by {found.spread:.1g} of its input, so what it can "
-            "learn first is how frequent the classes are."
+            "learn first is the targets' mean; of classes, how frequent they are."
         )
     if found.steps is not None:
-        steps = float(f"{max(found.steps, 1):.1g}")
-        yield f"At this learning rate expect it to learn after some {steps:,.0f} steps, give or take a factor of ten."
+        yield (
+            f"At this learning rate it would start to learn after {_many(found.steps)} steps by the plateau law of "
+            "sigmoid and tanh networks with a mean loss, give or take a factor of ten; relu-like ones need fewer."
+        )
+
+
+def _many(steps: float) -> str:
+    """A rough number in words.
+
+    >>> _many(12345.0), _many(7e20)
+    ('about 10,000', 'more than ten million')
+    """
+    return "more than ten million" if steps > 1e7 else f"about {float(f'{max(steps, 1):.1g}'):,.0f}"
 
 
 COLLAPSED = 0.05
@@ -193,16 +208,7 @@ def _unit_remarks(found: Preflight) -> Iterator[str]:
     hidden = found.units[:-1]
     dead = [unit.label for unit in hidden if (unit.dead or 0) > _MANY_UNITS]
     if dead:
-        yield f"More than half of the units are dead, zero for every sample of this batch, in {_list(dead)}."
+        yield f"More than half of the units are dead, zero for every sample of this batch, in {listed(dead)}."
     saturated = [unit.label for unit in hidden if (unit.saturated or 0) > _MANY_UNITS]
     if saturated:
-        yield f"More than half of the activations are saturated behind {_list(saturated)}."
-
-
-def _list(labels: list[str]) -> str:
-    """All, or the first and how many more.
-
-    >>> _list(["fc1", "fc2"]), _list(["fc1", "fc2", "fc3", "fc4"])
-    ('fc1, fc2', 'fc1 and 3 more')
-    """
-    return ", ".join(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
+        yield f"More than half of the activations are saturated behind {listed(saturated)}."

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+_LONGEST = 250  # bytes; file systems hold 255, and a second run's name ends in -2
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
@@ -74,8 +77,8 @@ def _add_train(parsers: Any) -> None:
     look.add_argument("--every", type=int, help="sample every n-th step (default: the first of each epoch)")
     look.add_argument("--monitor", metavar="PATTERN", help="print step, name and RMS of what matches, 'fc1.*gradient'")
     _add_fail_on(look)
-    look.add_argument("--name", help="the run's folder (default: data-act-init-seed)")
-    look.add_argument("--runs", help="folder of all runs (default: runs)")
+    look.add_argument("--name", type=_name, help="the run's folder (default: data-act-init-seed)")
+    look.add_argument("--runs", type=_folder, help="folder of all runs (default: runs)")
 
 
 def _add_sweep(parsers: Any) -> None:
@@ -140,13 +143,16 @@ def _add_preflight(parsers: Any) -> None:
     preflight.set_defaults(command=commands.preflight)
     preflight.add_argument("target", nargs="?", metavar="package.module:function", help="your own model")
     preflight.add_argument("--what-if", action="store_true", help="try what could mend it, and show the best")
+    preflight.add_argument(
+        "--layers", metavar="PATTERN", help="look at the modules whose name it matches, 'conv|head' (default: Linear)"
+    )
     _add_fail_on(preflight)
     _add_network(preflight)
     _add_optimizer(preflight)
 
 
 def _add_fail_on(parser: Any) -> None:
-    about = "exit code 3 if the verdict (the last one) is one of vanishing,exploding,dead,..."
+    about = "exit code 3 if the verdict (the last one) is one of vanishing,exploding,dead,...; any: of all bad ones"
     parser.add_argument("--fail-on", metavar="VERDICTS", type=_verdicts, default=(), help=about)
 
 
@@ -195,7 +201,7 @@ def _add_reading(parser: Any, count: int | str, default: str) -> None:
 def _add_board(parsers: Any) -> None:
     board = parsers.add_parser("board", help="open TensorBoard on the runs", description="TensorBoard on localhost.")
     board.set_defaults(command=commands.board)
-    board.add_argument("--runs", default="runs", help="folder of all runs (default: runs)")
+    board.add_argument("--runs", type=_folder, default="runs", help="folder of all runs (default: runs)")
     board.add_argument("--port", type=int, default=6006, help="port on localhost (default: 6006)")
 
 
@@ -231,10 +237,25 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _verdicts(text: str) -> tuple[str, ...]:
-    from vgrad_torch.verdicts import VERDICTS
+    from vgrad_torch.verdicts import ALARMS, VERDICTS
 
-    found = tuple(word.strip().replace("-", " ").replace("non finite", "non-finite") for word in text.split(","))
+    known = {"any": tuple(ALARMS), **{verdict.replace("-", " "): (verdict,) for verdict in VERDICTS}}
+    found = [word for part in text.split(",") if (word := part.strip().lower().replace("-", " "))]
     for word in found:
-        if word not in VERDICTS:
-            raise argparse.ArgumentTypeError(f"unknown verdict {word!r}. Choose from: {', '.join(VERDICTS)}")
-    return found
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"unknown verdict {word!r}. Choose from: any, {', '.join(VERDICTS)}")
+    return tuple(verdict for word in found for verdict in known[word])
+
+
+def _folder(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it must be a folder's path, not empty; `.` is the folder you are in")
+    return text
+
+
+def _name(text: str) -> str:
+    if len(os.fsencode(text)) > _LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"a folder's name has at most {_LONGEST} bytes, this one {len(os.fsencode(text))}"
+        )
+    return text

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -221,8 +222,9 @@ def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
     other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
     rows = [(_command("board", {"runs": options.runs}), "see the histograms in TensorBoard")]
     given = {name: getattr(options, name) for name in _FLAGS if name != "name"}
-    rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
-    if config.init != "he":
+    if config.hidden:
+        rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
+    if config.hidden and config.init != "he":
         rows.append((_command("train", {**given, "act": "relu", "init": "he"}), "relu with weights made for it"))
     console.print("Next:", markup=False)
     width = max(len(command) for command, _ in rows)
@@ -266,27 +268,29 @@ def preflight(options: argparse.Namespace) -> int:
     """Judge a network from one batch and, if asked, try what could mend it."""
     names = [name for name in _FLAGS if hasattr(options, name)]
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    layers: Mapping[str, Any] = {} if options.layers is None else {"layers": options.layers}
     if options.target is None:
-        found, tried = _preflight_recipe(options.what_if, given)
+        found, tried = _preflight_recipe(options.what_if, given, layers)
     else:
-        found, tried = _preflight_entry(options.target, options.what_if, given)
-    print(found)
+        found, tried = _preflight_entry(options.target, options.what_if, given, layers)
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    print(found.text(width))
     if tried is not None:
-        print(f"\nWhat if\n\n{tried}")
+        print(f"\nWhat if\n\n{tried.text(width)}")
     if tried is not None and options.target is None and tried.best is not None and tried.best.mend.flags is not None:
         print(f"\nOr: {_command('train', {**given, **tried.best.mend.flags})}")
     return 3 if found.verdict in options.fail_on else 0
 
 
-def _preflight_recipe(ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
     from vgrad_torch import checkup, recipes, training, whatif
 
     setup = training.set_up(recipes.recipe(**given), lambda line: print(line, file=sys.stderr))
     parts = setup.model, setup.loss_fn, next(iter(setup.batches())), setup.optimizer
-    return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+    return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
 
 
-def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[Any, Any]:
+def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
     from vgrad_torch import checkup, whatif
     from vgrad_torch.entry import entry, words
 
@@ -295,10 +299,10 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any]) -> tuple[
     made = entry(target)
     parts = made.model, made.loss_fn, made.batch, made.optimizer
     try:
-        return checkup.preflight(*parts), whatif.what_if(*parts) if ask else None
+        return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
 
 

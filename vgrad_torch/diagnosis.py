@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vgrad_torch.advice import ADVICE
 from vgrad_torch.choices import UsageError
@@ -16,7 +16,8 @@ from vgrad_torch.cutoffs import RECORDS, Record
 from vgrad_torch.evidence import Evidence, first_nonfinite, gather, norm
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.verdicts import ALARMS, Judgement, family, judge, period, two_digits
-from vgrad_torch.waterfall import Factor, reached, waterfall
+from vgrad_torch.waterfall import Factor, Waterfall, reached, waterfall
+from vgrad_torch.words import called
 
 __all__ = ["Diagnosis", "LayerState", "Suspect", "diagnose", "first_nonfinite"]
 
@@ -33,7 +34,7 @@ class Suspect:
 
     def __str__(self) -> str:
         what = "weight of" if self.factor.kind == "weight" else "activation behind"
-        return f"the {what} {self.factor.layer} (x {two_digits(self.factor.gain)}, {self.share:.0%})"
+        return f"the {what} {called(self.factor.layer)} (x {two_digits(self.factor.gain)}, {self.share:.0%})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +99,17 @@ class Diagnosis:
         return " ".join([f"{self.verdict}: {self.because}{end}", *_remarks(self), *self.advice])
 
 
-def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[float] | None = None) -> Diagnosis:
+def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[float] | None = None) -> Diagnosis:
     """Say what a run's snapshots say about its gradient.
 
     Args:
         history: samples in order of their steps, such as `monitor.history`; the first one shows what the error was.
         optimizer: the name of its class, `SGD`, `AdamW`.
         losses: the training losses of any steps in order, if you have them; without them the last layer's gradient
-            stands for the error.
+            stands for the error. A last one that is NaN or infinite is told as such.
 
     Raises:
-        UsageError: the history is empty.
+        UsageError: the history is empty, or `optimizer` is no name.
 
     >>> diagnose([Snapshot(0, ())], optimizer="SGD").because
     'a gradient was seen at none of the watched layers, and two are needed to compare'
@@ -116,16 +117,27 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Sequence[fl
     samples = list(history)
     if not samples:
         raise UsageError("there is no sample to judge; let the monitor see at least one optimizer step")
-    evidence = gather(samples, losses or ())
-    found = judge(evidence, optimizer)
+    if not isinstance(optimizer, str):
+        raise UsageError(f"optimizer must be the name of a class, {type(optimizer).__name__!r}, say, not an object")
+    values = [] if losses is None else [float(loss) for loss in losses]
+    evidence = _with_loss(gather(samples, values), values)
+    found, falls = judge(evidence, optimizer), waterfall(samples[-1])
     return Diagnosis(
         found.verdict, found.because, evidence,
-        suspects=tuple(_suspects(samples[-1], found)),
-        advice=tuple(ADVICE[found.verdict](evidence, optimizer)),
+        suspects=tuple(_suspects(falls, found)),
+        advice=tuple(ADVICE[found.verdict](evidence, optimizer, falls)),
         layers=tuple(_states(samples[-1], evidence)),
         confidence=_confidence(evidence, found, optimizer),
         optimizer=optimizer,
     )  # fmt: skip
+
+
+def _with_loss(evidence: Evidence, losses: Sequence[float]) -> Evidence:
+    """A loss is computed after the outputs and before the gradients: it is named before these."""
+    forward = evidence.nonfinite and "backward" not in evidence.nonfinite
+    if forward or not losses or math.isfinite(losses[-1]):
+        return evidence
+    return replace(evidence, nonfinite=f"the loss, which is {losses[-1]:g}")
 
 
 def _confidence(evidence: Evidence, found: Judgement, optimizer: str) -> Record | None:
@@ -133,8 +145,7 @@ def _confidence(evidence: Evidence, found: Judgement, optimizer: str) -> Record 
     return RECORDS.get((known, period(evidence), found.verdict)) if known and evidence.chain else None
 
 
-def _suspects(snapshot: Snapshot, found: Judgement) -> list[Suspect]:
-    falls = waterfall(snapshot)
+def _suspects(falls: Waterfall | None, found: Judgement) -> list[Suspect]:
     if falls is None or found.verdict not in ("vanishing", "slow", "cannot tell", "exploding", "dead"):
         return []
     shares = falls.growth() if found.verdict == "exploding" else falls.shares()
@@ -167,6 +178,15 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
     return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
 
 
+def _of_itself(ratio: float) -> str:
+    """A change relative to what is changed.
+
+    >>> _of_itself(0.00321), _of_itself(35123.0)
+    ('0.0032 of itself', '35,000 times its size')
+    """
+    return f"{two_digits(ratio)} of itself" if ratio < 1 else f"{float(two_digits(ratio)):,g} times its size"
+
+
 _WORDS = ("run", "setting", "layer", "size", "state", "change", "verdict")
 _HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
 
@@ -190,14 +210,14 @@ def _aligned(head: str, cell: str, width: int) -> str:
 def _remarks(found: Diagnosis) -> Iterator[str]:
     evidence = found.evidence
     if found.verdict in ("vanishing", "slow") and evidence.slope > 0:
-        tenth = f"; at {evidence.tenth} a tenth is left" if evidence.tenth else ""
+        tenth = f"; at {called(evidence.tenth)} a tenth is left" if evidence.tenth else ""
         yield f"Every {two_digits(evidence.half_depth)} layers halve it{tenth}."
     if found.suspects:
         weights = sum(suspect.share for suspect in found.suspects if suspect.factor.kind == "weight")
         largest = ", ".join(map(str, found.suspects[:3]))
         yield f"Most of it is due to {largest}; in all {weights:.0%} to weights, {1 - weights:.0%} to activations."
     if found.verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
-        yield f"A step changes the first weight that trains by {two_digits(10**evidence.update)} of itself."
+        yield f"A step changes the first weight that trains by {_of_itself(10**evidence.update)}."
     if not evidence.chain and not math.isnan(evidence.signal):
         yield "First and last are meant in the order of the calls; no network like this one was in the calibration."
     if found.confidence is not None:

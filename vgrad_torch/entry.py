@@ -43,12 +43,12 @@ def entry(name: str) -> Entry:
     make = _function(_module(module_name), function_name)
     try:
         made = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{name} raised {words(error)}") from error
     return _checked(made, name)
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """An exception in one line."""
     first, *_ = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -63,7 +63,7 @@ def _module(name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"there is no module {name}, neither in this folder nor installed") from error
         raise UsageError(f"importing {name} raised {words(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"importing {name} raised {words(error)}") from error
 
 

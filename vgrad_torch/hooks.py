@@ -49,8 +49,22 @@ def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]
         raise UsageError(f"layers must be {kinds}, not {layers!r}")
     if not chosen:
         kinds = ", ".join(sorted({type(m).__name__ for m in modules.values()}))
-        raise UsageError(f"the model has no layer that matches layers={layers!r}; its modules are of type {kinds}")
+        raise UsageError(
+            f"the model has no layer that matches {_words(layers)}; its modules are of type {kinds}. Choose "
+            "by layers=, a type or a regular expression over names (on the command line --layers and the expression)"
+        )
     return {name or type(m).__name__: m for name, m in chosen.items()}
+
+
+def _words(layers: Layers) -> str:
+    """What was asked for.
+
+    >>> _words(nn.Linear), _words((nn.Linear, nn.Conv2d)), _words("conv.*")
+    ('Linear', 'Linear or Conv2d', "'conv.*'")
+    """
+    if isinstance(layers, tuple):
+        return " or ".join(map(_words, layers))
+    return layers.__name__ if isinstance(layers, type) else repr(layers)
 
 
 def _plain(name: str, model: nn.Module) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from vgrad_torch.activations import ACTIVATIONS
 from vgrad_torch.criticality import critical_variances
 from vgrad_torch.initializers import INITIALIZERS
+from vgrad_torch.one_pass import calls
 from vgrad_torch.plain_mlp import activation_of
 
 KINDS = ("initializer", "activation", "activation and initializer", "norm", "residual")
@@ -33,15 +34,16 @@ class Mend:
 
 def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
     """All that can be done with a model as it is built; `x` is the input it is called with."""
-    plain, weights = activation_of(model) is not None, _weights(model, x)
+    plain, weights, hidden = activation_of(model) is not None, _weights(model, x), _hidden_activations(model, x)
     yield from (Mend(name, "initializer", _IMPORT + code, _init(name)) for name, code in weights.items())
-    present = sorted({type(m).__name__ for m in model.modules() if type(m) in _TYPES})
+    present = sorted({type(m).__name__ for m in hidden.values()})
     for name, partner in (_PARTNERS if present else {}).items():
         if present != [_class(name)]:
-            swapped = _IMPORT + _SWAP.format(old=_either(present), new=_class(name))
+            swapped = _IMPORT + _swap(model, hidden, _class(name))
             yield Mend(name, "activation", swapped, {"act": name})
             flags = (both := _init(partner)) and {"act": name, **both}
-            yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner], flags)
+            if partner in weights:
+                yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner], flags)
     if isinstance(model, nn.Sequential) and sum(isinstance(m, nn.Linear) for m in model) > 1:
         for name, norm in {"batch": "BatchNorm1d", "layer": "LayerNorm"}.items():
             yield Mend(f"{name} norm", "norm", _IMPORT + _NORM.format(norm=norm), {"norm": name} if plain else None)
@@ -51,12 +53,44 @@ def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
         yield Mend("residual and batch norm", "residual", both_ways, {"residual": True, "norm": "batch"})
 
 
+def untried(model: nn.Module, x: Any) -> Iterator[str]:
+    """What cannot be tried with a model, and why; a sentence for each."""
+    if any(_computed(m) for m in model.modules()):
+        yield "No other initial weights were tried, as this model computes weights from other parameters."
+    if not _hidden_activations(model, x):
+        yield "No other activation was tried, as no known one is called, as a module of its own, before the last layer."
+
+
+def _computed(module: nn.Module) -> bool:
+    """Whether the weight is made anew from other parameters, as weight_norm does: to initialise it does nothing."""
+    return isinstance(module, _WEIGHTED) and "weight" not in dict(module.named_parameters(recurse=False))
+
+
+def _hidden_activations(model: nn.Module, x: Any) -> dict[str, nn.Module]:
+    """Names and modules of the activations that are called before the last layer; what comes after is the loss's."""
+    known = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _TYPES}
+    order = calls(model, x, {*known.values(), *(m for m in model.modules() if isinstance(m, _WEIGHTED))})
+    last = max((i for i, module in enumerate(order) if isinstance(module, _WEIGHTED)), default=0)
+    return {name: m for name, m in known.items() if m in order[:last]}
+
+
+def _swap(model: nn.Module, hidden: Mapping[str, nn.Module], new: str) -> str:
+    """Code that puts another activation in the hidden ones' places, and spares the others of their types."""
+    types = {type(m) for m in hidden.values()}
+    modules = model.named_modules(remove_duplicate=False)
+    spared = [name for name, m in modules if type(m) in types and name not in hidden]
+    but = f" and name not in {spared}" if spared else ""
+    return _SWAP.format(old=_either(sorted(t.__name__ for t in types)), but=but, new=new)
+
+
 def _init(name: str) -> dict[str, str | bool | None] | None:
     return {"init": name, "gain": None, "bias": None} if name in INITIALIZERS else None
 
 
 def _weights(model: nn.Module, x: Any) -> Mapping[str, str]:
-    """Initializers by name."""
+    """Initializers by name; none where weights are computed from other parameters."""
+    if any(_computed(m) for m in model.modules()):
+        return {}
     present = sorted({type(m).__name__ for m in model.modules() if type(m) in _WEIGHTED})
     names = {"he": "kaiming_normal_", "glorot": "xavier_uniform_", "orthogonal": "orthogonal_"}
     loop = _EACH.format(kinds=_either(present))
@@ -100,8 +134,7 @@ _NO_BIAS = """\
             nn.init.zeros_(layer.bias)
 """
 _SCALE = """\
-        rms = layer.weight.data.square().mean().sqrt()
-        layer.weight.data *= ({variance:.4g} / layer.weight[0].numel()) ** 0.5 / rms
+        nn.init.normal_(layer.weight, std=({variance:.4g} / layer.weight[0].numel()) ** 0.5)
 """
 _LSUV = """\
         for attempt in range(10):  # rescale until the output, for the batch x, has a standard deviation of one
@@ -115,17 +148,18 @@ _LSUV = """\
             layer.weight.data /= seen[0]
 """
 _SWAP = """\
-for parent in list(model.modules()):
-    for name, child in parent.named_children():
-        if isinstance(child, {old}):
-            setattr(parent, name, nn.{new}())
+for name, module in list(model.named_modules(remove_duplicate=False)):
+    if isinstance(module, {old}){but}:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, nn.{new}())
 """
 _NORM = """\
+last = [layer for layer in model if isinstance(layer, nn.Linear)][-1]
 layers = {{}}
-for name, layer in model.named_children():
+for name, layer in model._modules.items():
     layers[name] = layer
-    if isinstance(layer, nn.Linear) and layer is not list(model)[-1]:
-        layers[f"norm_{{name}}"] = nn.{norm}(layer.out_features)
+    if isinstance(layer, nn.Linear) and layer is not last:
+        layers[f"norm_{{name}}"] = nn.{norm}(layer.out_features).to(layer.weight)
 model = nn.Sequential()
 for name, layer in layers.items():
     model.add_module(name, layer)

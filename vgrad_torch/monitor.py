@@ -71,7 +71,7 @@ class Monitor:
         self._on_sample = on_sample
         self._sample: Sample | None = None
         self.nonfinite: str | None = None
-        self._verdict = ""
+        self._written: Diagnosis | None = None
         self._warned: set[str] = set()
         self._scaler = scaler
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
@@ -99,7 +99,7 @@ class Monitor:
         try:
             self._write_depth_profile()
             if self.history:
-                self._write_verdict(self.diagnose())
+                self._write_verdict(self._judged())
         finally:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
@@ -116,14 +116,19 @@ class Monitor:
         Raises:
             UsageError: nothing was sampled yet.
         """
-        found = diagnose(self.history, optimizer=type(self._optimizer).__name__, losses=self.losses)
-        if found.verdict != self._verdict:
+        found = self._judged()
+        if self._written is None or found.verdict != self._written.verdict:
             self._write_verdict(found)
         return found
 
+    def _judged(self) -> Diagnosis:
+        return diagnose(self.history, optimizer=type(self._optimizer).__name__, losses=self.losses)
+
     def _write_verdict(self, found: Diagnosis) -> None:
-        self._verdict = found.verdict
-        self.writer.text(names.VERDICT, found.markdown(), found.evidence.step)
+        """What already stands there is not written again."""
+        last, self._written = self._written, found
+        if last is None or (found.evidence.step, found.markdown()) != (last.evidence.step, last.markdown()):
+            self.writer.text(names.VERDICT, found.markdown(), found.evidence.step)
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,8 +32,8 @@ def measure(
     layers: Layers = nn.Linear,
 ) -> tuple[Snapshot, Units, float]:
     """Snapshot, units and loss of a batch; the arguments are those of `preflight`."""
+    check(model, batch, optimizer)
     watched = select(model, layers)
-    _check(model, batch)
     sample, units = Sample(watched, histograms=False), Units(model, watched)
     with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
         x, y = _copied(batch[0]), _copied(batch[1])
@@ -57,14 +57,50 @@ def called(model: nn.Module, x: Any) -> Any:
     return model(*x) if isinstance(x, tuple) else model(x)
 
 
-def _check(model: nn.Module, batch: Any) -> None:
+def calls(model: nn.Module, x: Any, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the modules that the model calls for an input, in order; the model is left as it was."""
+    order: list[nn.Module] = []
+    with torch.inference_mode(False), torch.no_grad(), untouched(model), _uncompiled():
+        for module in modules:
+            module.register_forward_pre_hook(lambda module, _: order.append(module))
+        called(model, _copied(x))
+    return order
+
+
+def check(model: object, batch: object, optimizer: object) -> None:
+    """Raise a `UsageError` where one of these is not what `preflight` can work with."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model must be a torch.nn.Module, not {_kind(model)}")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise UsageError("batch must be a pair of input and target, (x, y)")
+    sizes = [tensor.numel() for tensor in _tensors(batch[0])]
+    if sizes and not any(sizes):
+        raise UsageError("the batch is empty, give at least one sample")
     parameters = list(model.parameters())
     if any(isinstance(p, UninitializedParameter) for p in parameters):
         raise UsageError("the model has lazy layers without weights; call it once with a batch before")
     if not any(p.requires_grad for p in parameters):
         raise UsageError("no parameter of the model requires a gradient, so there is none to look at")
+    if not (optimizer is None or isinstance(optimizer, Optimizer)):
+        raise UsageError(f"optimizer must be a torch optimizer or left out, not {_kind(optimizer)}")
+    if optimizer is not None and {id(p) for p in _held(optimizer)}.isdisjoint(map(id, parameters)):
+        raise UsageError("the optimizer holds no parameter of the model; give the one that trains it, or none")
+
+
+def _kind(thing: object) -> str:
+    return repr(thing) if isinstance(thing, str | type) else type(thing).__name__
+
+
+def _held(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping | tuple | list):
+        for part in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors(part)
 
 
 def _copied(x: Any) -> Any:
@@ -95,16 +131,17 @@ def _step(sample: Sample, optimizer: Optimizer | None) -> None:
     if optimizer is None:
         sample.read_parameters(trained=())
         return
-    own = [p for group in optimizer.param_groups for p in group["params"]]
+    own = _held(optimizer)
     sample.read_parameters(trained={id(p) for p in own})
     twin = copy.deepcopy(optimizer)
-    stepped = [p for group in twin.param_groups for p in group["params"]]
+    stepped = _held(twin)
     for parameter, after in zip(own, stepped, strict=True):
         after.grad = None if parameter.grad is None else parameter.grad.clone()
     try:
         twin.step()
-    except TypeError as error:
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}".partition("\n")[0]
         name = type(optimizer).__name__
-        raise UsageError(f"preflight cannot take a step with {name} ({error}); leave the optimizer out") from error
+        raise UsageError(f"preflight cannot take a step with {name} ({words}); leave the optimizer out") from error
     places = {id(parameter): after for parameter, after in zip(own, stepped, strict=True)}
     sample.read_update(lambda weight: places[id(weight)])

@@ -17,12 +17,14 @@ from vgrad_torch.theory import Prediction, predict
 def expected(model: nn.Module, x: Any) -> Prediction | None:
     """What theory expects of a plain MLP for the input x, from the RMS of its weights; None for any other model.
 
-    Biases count by their mean: random ones around zero are as good as zero where the gradient is concerned.
+    None also where a layer is used twice: nets whose layers share weights scatter up to ten times as far, in decades,
+    around what is expected of independent ones. Biases count by their mean: random ones around zero are as good as zero
+    where the gradient is concerned.
     """
     activation = activation_of(model)
-    if activation is None or not isinstance(x, Tensor) or not x.isfinite().all():
+    if activation is None or _tied(model) or not isinstance(x, Tensor) or not x.isfinite().all():
         return None
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in model.children() if isinstance(module, nn.Linear)]
     weights = [float(layer.weight.detach().double().square().mean().sqrt()) for layer in linears]
     biases = [layer.bias.detach().double().flatten().cpu() for layer in linears if layer.bias is not None]
     bias = float(torch.cat(biases).mean()) if biases else 0.0
@@ -34,6 +36,11 @@ def expected(model: nn.Module, x: Any) -> Prediction | None:
         return predict(widths, activation, weights, bias=bias, batch=len(x), mean_square=squares)
     except UsageError:  # a signal beyond what a double holds, or too many outputs
         return None
+
+
+def _tied(model: nn.Module) -> bool:
+    names = [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)]
+    return len(names) > sum(isinstance(m, nn.Linear) for m in model.modules())
 
 
 def activation_of(model: nn.Module) -> str | None:

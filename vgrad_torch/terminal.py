@@ -199,10 +199,10 @@ def _expected_fate(prediction: Prediction) -> str:
     if first == last:
         return "A single layer hands no gradient down."
     ratio = prediction.norm_ratio
-    word = "vanishes" if ratio < KEPT[0] else "explodes" if ratio > KEPT[1] else "keeps its size"
+    word = "falls" if ratio < KEPT[0] else "grows" if ratio > KEPT[1] else "keeps its size"
     return (
-        f"The gradient {word}: at {first} its norm is {ratio:.2g} of that at {last}; one net in three is off by more "
-        f"than a factor of {10**prediction.scatter:.2g}."
+        f"The gradient {word} on its way down: at {first} its norm is {ratio:.2g} of that at {last}; one net in three "
+        f"is off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
     )
 
 

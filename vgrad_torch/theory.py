@@ -33,6 +33,10 @@ VARIANCES: dict[str, Callable[[int, int], float]] = {
 """Variance of a weight by fan-in and fan-out, for the names of `initializers.INITIALIZERS`."""
 
 
+_RANGE = (1e-120, 1e120)
+"""Standard deviations of weights whose squares and products a double holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerPrediction:
     """One layer, in the words of a snapshot; gradients are of the mean loss over a batch.
@@ -117,7 +121,8 @@ def predict(
             gradients count how features and gradients correlate between samples: right to 1.3, relu with he to 1.8.
 
     Raises:
-        UsageError: an unknown name, a width, number or batch that makes no sense, a signal beyond 1e300.
+        UsageError: an unknown name, a width, number or batch that makes no sense, a signal or gradient beyond
+            1e300, weights beyond 1e-120 to 1e120.
 
     >>> net = predict([784, 512, 256, 128, 64, 32, 16, 10], "sigmoid", "uniform", mean_square=0.112)
     >>> print(f"{net.layers[0].weight_gradient_rms:.2e} {net.norm_ratio:.1e}")
@@ -127,11 +132,17 @@ def predict(
     fans = list(pairwise(checked_widths(widths)))
     _check_numbers(gain, bias, batch, fans[-1][1])
     stds = [gain * std for std in _deviations(init, fans)]
+    if not _RANGE[0] < min(stds) <= max(stds) < _RANGE[1]:
+        raise UsageError(f"weights must be between {_RANGE[0]:g} and {_RANGE[1]:g} in size; take another gain")
     inputs = Inputs(_checked_squares(mean_square)) if data is None else _batch(*data, fans[0][0], fans[-1][1])
-    stages = list(forward(fans, stds, law, bias, inputs))
-    gradients = list(backward(stages, law, bias, inputs.labels))[::-1]
     size = batch if data is None else len(inputs.squares)
-    layers = tuple(_layer(n, stages, gradients, bias, size) for n in range(len(fans)))
+    try:
+        with np.errstate(over="raise"):
+            stages = list(forward(fans, stds, law, bias, inputs))
+            gradients = list(backward(stages, law, bias, inputs.labels))[::-1]
+            layers = tuple(_layer(n, stages, gradients, bias, size) for n in range(len(fans)))
+    except FloatingPointError as error:
+        raise UsageError("the gradient grows beyond 1e300; take fewer layers or a smaller gain") from error
     typical = math.exp(np.mean([math.log(stage.fan_in * stage.std**2) for stage in stages[1:] or stages]))
     fate = criticality(activation, typical, bias=bias, start=rms(stages[0].scale) ** 2)
     return Prediction(activation, init if isinstance(init, str) else "given", layers, fate, _scatter(stages, law, bias))

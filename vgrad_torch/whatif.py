@@ -18,8 +18,8 @@ from vgrad_torch.choices import UsageError
 from vgrad_torch.cutoffs import CUTOFFS
 from vgrad_torch.diagnosis import Diagnosis, diagnose, table
 from vgrad_torch.hooks import Layers
-from vgrad_torch.mends import KINDS, Mend, mends
-from vgrad_torch.one_pass import LossFunction, measure
+from vgrad_torch.mends import KINDS, Mend, mends, untried
+from vgrad_torch.one_pass import LossFunction, check, measure
 from vgrad_torch.untouched import random_states
 from vgrad_torch.verdicts import ALARMS, judge
 
@@ -48,11 +48,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """What was tried, best first; nothing where the network is not ill. `str()` is a table and the best one's code."""
+    """What was tried, best first; nothing where the network is not ill. `str()` is a table and the best one's code.
+
+    `untried` says, in sentences, what could not be tried and why.
+    """
 
     before: Diagnosis
     spread: float
     trials: tuple[Trial, ...]
+    untried: tuple[str, ...] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -60,11 +64,15 @@ class WhatIf:
         return self.trials[0] if self.trials and _grade(self.trials[0]) < _HOPELESS else None
 
     def __str__(self) -> str:
-        if not self.trials:
-            return textwrap.fill(f"Nothing to mend: {self.before.because}.", 100)
+        return self.text()
+
+    def text(self, width: int = 100) -> str:
+        """The table, sentences wrapped to a width, and the code."""
+        if self.before.verdict not in _MENDABLE:
+            return textwrap.fill(f"Nothing to mend: {self.before.because}.", width)
         before = _row("as it is", self.before, self.spread, self.before.verdict)
         rows = [before, *(_row(t.mend.name, t.diagnosis, t.spread, t.verdict) for t in self.trials)]
-        return "\n".join([*table(_HEAD, rows), "", *_advice(self)])
+        return "\n".join([*table(_HEAD, rows), "", *_advice(self, width)])
 
 
 def what_if(
@@ -93,12 +101,13 @@ def what_if(
     >>> found.before.verdict, found.best.mend.kind
     ('slow', 'initializer')
     """
+    check(model, batch, optimizer)
     name = "SGD" if optimizer is None else type(optimizer).__name__
     before, spread = _judged(model, loss_fn, batch, name, layers)
     if before.verdict not in _MENDABLE:
         return WhatIf(before, spread, ())
     trials = [_tried(mend, model, loss_fn, batch, name, layers) for mend in mends(model, batch[0])]
-    return WhatIf(before, spread, tuple(sorted(trials, key=_rank)))
+    return WhatIf(before, spread, tuple(sorted(trials, key=_rank)), tuple(untried(model, batch[0])))
 
 
 def apply(mend: Mend, model: nn.Module, x: Any) -> nn.Module:
@@ -113,8 +122,8 @@ def apply(mend: Mend, model: nn.Module, x: Any) -> nn.Module:
 def _judged(
     model: nn.Module, loss_fn: LossFunction, batch: tuple[Any, Any], name: str, layers: Layers
 ) -> tuple[Diagnosis, float]:
-    snapshot, units, _ = measure(model, loss_fn, batch, layers=layers)
-    return diagnose([snapshot], optimizer=name), units.spread
+    snapshot, units, loss = measure(model, loss_fn, batch, layers=layers)
+    return diagnose([snapshot], optimizer=name, losses=[loss]), units.spread
 
 
 def _tried(
@@ -167,16 +176,19 @@ def _row(name: str, found: Diagnosis | None, spread: float, verdict: str) -> tup
     return name, *(f"{number:.2g}" for number in numbers), verdict
 
 
-def _advice(found: WhatIf) -> Iterator[str]:
+def _advice(found: WhatIf, width: int) -> Iterator[str]:
     yield textwrap.fill(
         "gradient: its norm at the first layer over that at the last. asked: what an error of one at each output asks "
         "the first weight to change by, relative to it. spread: by how much of itself the last layer's input differs "
         f"between samples. The verdict is for {found.before.optimizer}; first come those that are healthy with other "
-        "optimizers too and tell samples apart, the simpler ones before the others.", 100,
+        "optimizers too and tell samples apart, the simpler ones before the others.", width,
     )  # fmt: skip
     if found.before.verdict == "exploding":
         yield ""
         yield "To train it as it is, clip before each step: nn.utils.clip_grad_norm_(model.parameters(), 1.0)."
+    for sentence in found.untried:
+        yield ""
+        yield textwrap.fill(sentence, width)
     yield ""
     if found.best is None:
         yield "None of these would mend it."

@@ -89,7 +89,8 @@ class Writer:
 
     def theory(self, layers: Sequence[str], columns: Mapping[str, Sequence[float]]) -> None:
         """Write what theory expects, {statistic: a number for each layer}; `layers` are their tags."""
-        table = np.array(list(columns.values()), "<f4").T
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, which is not drawn
+            table = np.array(list(columns.values()), "<f4").T
         self._add([_value(names.THEORY, table, _metadata(names.PLUGIN_NAME, names.encode(layers, columns)))])
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

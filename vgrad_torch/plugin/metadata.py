@@ -53,7 +53,8 @@ FIRST_NONFINITE = "first_nonfinite"
 """Text: at which sampled step, and where in it, NaN or infinity was first seen."""
 
 VERDICT = "verdict"
-"""Text: what is wrong with the run, if anything; the Gradient Flow tab shows it beside the run's name."""
+"""Text: the verdict as Markdown, table and paragraph, where it changed and at the end; the Gradient Flow tab shows its
+first sentence beside the run's name and unfolds the rest."""
 
 THEORY = f"{PLUGIN_NAME}_theory"
 """Tensor [layers, statistics] of what theory predicts, encoded like `gradient_flow`; drawn as a line of its own."""

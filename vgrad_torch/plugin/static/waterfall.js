@@ -39,7 +39,7 @@ export function describe(part, names) {
   return `${what}: ×${format(part.factor)}`;
 }
 
-// The product in words. Shares are of its logarithm, and only told where all factors pull the same way.
+// The product in words, and who made it: the shares are the verdict's, see waterfall.py.
 export function words(way, names, og) {
   const ending = stopped(way, names, og);
   if (way.last < 0) return 'No output gradients were measured at this step.';
@@ -49,26 +49,26 @@ export function words(way, names, og) {
   const total = Object.values(logs).reduce((sum, log) => sum + log, 0);
   const ratio = `The gradient reaching ${names[way.first]} is ${times(10 ** total)} that at ${names[way.last]}`;
   const product = Object.entries(logs).map(([kind, log]) => `${kind} ×${format(10 ** log)}`).join(', ');
-  return [`${ratio} (${product}).`, shares(logs, total), ending].filter(Boolean).join(' ');
+  return [`${ratio} (${product}).`, shares(way.parts, total), ending].filter(Boolean).join(' ');
 }
 
 const times = (ratio) => (ratio < 1 ? `${format(ratio)} of` : `${format(ratio)} times`);
 
 const NOUNS = { weights: 'the weights', activations: "the activations' slope", 'not split': 'not told apart' };
 
-function shares(logs, total) {
+// Of all factors that pull the way the whole goes, the share of each kind in the logarithm.
+function shares(parts, total) {
   if (Math.abs(total) < Math.log10(2)) return 'It hardly changes on its way.';
-  const change = total < 0 ? 'loss' : 'growth';
-  const parts = Object.entries(logs).map(([kind, log]) => [NOUNS[kind], log / total]).sort((a, b) => b[1] - a[1]);
-  if (Object.keys(logs).join() === 'not split') return 'Input gradients are missing, so it is not told who did it.';
-  if (parts.at(-1)[1] < -0.005) {
-    const against = parts.filter(([, share]) => share < 0).map(([noun]) => noun).join(' and ');
-    return `All of the ${change} is ${parts[0][0]}; ${against} ${against.endsWith('s') ? 'work' : 'works'} against it.`;
-  }
-  const percent = parts.map(([, share]) => Math.round(100 * share));
+  if (parts.every(({ kind }) => kind === 'not split')) return 'Input gradients are missing, so it is not told who did it.';
+  const pulls = {};
+  for (const { kind, factor } of parts) pulls[kind] = (pulls[kind] ?? 0) + Math.max(Math.sign(total) * Math.log10(factor), 0);
+  const whole = Object.values(pulls).reduce((sum, pull) => sum + pull, 0);
+  const sorted = Object.entries(pulls).sort((a, b) => b[1] - a[1]);
+  const percent = sorted.map(([, pull]) => Math.round((100 * pull) / whole));
   percent[0] += 100 - percent.reduce((sum, share) => sum + share, 0);
-  const [first, ...rest] = parts.map(([noun], i) => [percent[i], noun]);
-  return `${first[0]}\u00a0% of the ${change} is ${first[1]}${rest.map(([share, noun]) => `, ${share}\u00a0% ${noun}`).join('')}.`;
+  const [first, ...rest] = sorted.map(([kind], i) => [`${percent[i]}\u00a0%`, NOUNS[kind]]);
+  const change = total < 0 ? 'weakening' : 'strengthening';
+  return `${[`${first[0]} of the ${change} is ${first[1]}`, ...rest.map((part) => part.join(' '))].join(', ')}.`;
 }
 
 function stopped(way, names, og) {
