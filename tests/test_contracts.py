@@ -10,13 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "untouched"},
+    {"checksum", "choices", "launch", "untouched"},
     {"shards"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
     {"theory"},
-    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
+    {"mlp", "writer", "sample", "team", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
     {"evidence", "one_pass", "plain_mlp", "plugin.reader"},
     {"verdicts", "plugin.routes"},
     {"advice", "plugin.loader"},
@@ -35,7 +35,7 @@ VERDICT = (".waterfall", ".evidence", ".cutoffs", ".verdicts", ".advice", ".diag
 PLUGIN = (".plugin.metadata", ".plugin.routes", ".plugin.loader")
 PLAIN = [
     f"vgrad_torch{name}"
-    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".theory", ".cli", ".commands", *PLUGIN)
+    for name in ("", ".records", *VERDICT, ".schedule", ".choices", ".launch", ".theory", ".cli", ".commands", *PLUGIN)
 ]
 
 
