@@ -153,8 +153,19 @@ def gathered() -> Iterator[None]:
     try:
         yield
         dist.barrier(async_op=True).wait(_LAST_WORDS)
-    except BaseException:
+    except BaseException as error:
         if device.type == "cpu":  # NCCL's would wait for those that do not come
             dist.destroy_process_group()
+        if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise ConnectionError(_lost(error)) from error
         raise
     dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> str:
+    place = launch.place()
+    reason = str(error).split("] ", 1)[-1].split(". This")[0]
+    return (
+        f"rank {place.rank} of {place.size} lost the others, {reason}; the one that torchrun calls the root cause "
+        "ended first"
+    )
