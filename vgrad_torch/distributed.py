@@ -43,7 +43,11 @@ class Ranks:
         mesh = shards.mesh(model)
         if mesh is not None and self._model is not None:
             raise UsageError("watch() takes either DistributedDataParallel or parameters on a device mesh, not both")
-        self._group = mesh.get_group() if mesh else self._model and self._model.process_group
+        self._group: dist.ProcessGroup | None = None
+        if mesh is not None:
+            self._group = mesh.get_group()
+        elif self._model is not None:
+            self._group = self._model.process_group
         self.rank = 0 if self._group is None else dist.get_rank(self._group)
         self.size = 1 if self._group is None else dist.get_world_size(self._group)
         self.tensor_parallel = mesh is not None and not any(map(shards.is_fully_sharded, model.modules()))
@@ -122,7 +126,9 @@ def _insert(order: list[tuple[str, int]], keys: Iterable[tuple[str, int]]) -> No
 def _merged(of_ranks: Sequence[LayerSnapshot | None], sharded: bool) -> LayerSnapshot:
     there = [layer for layer in of_ranks if layer is not None]
     quantities = QUANTITIES if sharded else ACTIVATIONS
-    pooled: dict[str, Any] = {quantity: _pooled([getattr(layer, quantity) for layer in there]) for quantity in quantities}
+    pooled: dict[str, Any] = {
+        quantity: _pooled([getattr(layer, quantity) for layer in there]) for quantity in quantities
+    }
     rms = [layer.output_gradient.rms if layer and layer.output_gradient else math.nan for layer in of_ranks]
     pooled["rank_rms"] = tuple(rms) if pooled["output_gradient"] else ()
     if sharded:

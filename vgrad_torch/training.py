@@ -27,8 +27,10 @@ from vgrad_torch.recipes import TrainConfig, hyperparameters, make_optimizer
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Schedule
-from vgrad_torch.team import ALONE, Batches, Team
+from vgrad_torch.team import ALONE, Team
+from vgrad_torch.team import Batches as Batches
 from vgrad_torch.theory import Prediction
+
 
 def train(
     model: nn.Module,
@@ -199,9 +201,7 @@ def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -
         raise UsageError(f"a network of widths {widths} does not fit into memory; take smaller ones") from error
 
 
-def feeding(
-    config: TrainConfig, data: Dataset, generator: torch.Generator, processes: int = 1
-) -> tuple[int, Batches]:
+def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator, processes: int = 1) -> tuple[int, Batches]:
     """Steps per epoch, and the batches of an epoch in the order of the recipe's document.
 
     Keras (circles) shuffles anew for each epoch and trains on the smaller last batch too. MXNet's MNISTIter (all else)
