@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import vgrad_torch as vg
 from vgrad_torch import shards
@@ -159,6 +160,13 @@ def on_a_square(model: nn.Module) -> nn.Module:
     return cast(nn.Module, fully_shard(model, mesh=mesh))
 
 
+def beside_data_parallel(model: nn.Module) -> nn.Module:
+    """The first layer in shards, the others whole on each rank."""
+    fully_shard(model.get_submodule("fc1"))
+    layers = [model.get_submodule("fc1"), DistributedDataParallel(model.get_submodule("fc3"))]
+    return nn.Sequential(*layers)
+
+
 def fsdp1(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings(action="ignore"):
         return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
@@ -168,7 +176,9 @@ def seen() -> dict[str, Any]:
     found: dict[str, Any] = {name: watched_and_not(sharding) for name, sharding in SHARDINGS.items()}
     found["half"] = watched_and_not(HALF)
     found["parts"] = parts()
-    found["refused"] = {spread.__name__: refused(spread) for spread in (on_two_meshes, on_a_square, fsdp1)}
+    found["refused"] = {
+        spread.__name__: refused(spread) for spread in (on_two_meshes, on_a_square, beside_data_parallel, fsdp1)
+    }
     found["after_the_group"] = after_the_group()
     return found
 

@@ -147,6 +147,7 @@ def test_the_ranks_parts_hold_each_entry_once(ranks: list[dict[str, Any]]) -> No
     [
         ("on_two_meshes", "this model's lie on 2 different ones"),
         ("on_a_square", "of one dimension; this model's has 2 ("),
+        ("beside_data_parallel", "either DistributedDataParallel or parameters on a device mesh, not both"),
         ("fsdp1", "watch() does not see layers inside FullyShardedDataParallel; shard the model by"),
     ],
 )
