@@ -114,7 +114,7 @@ def _add_optimizer(parser: Any) -> Any:
     how.add_argument("--lr", type=float, help="learning rate")
     how.add_argument("--momentum", type=float, help="of sgd")
     how.add_argument("--weight-decay", type=float, help="on weights, not on biases")
-    how.add_argument("--batch", type=int, help="samples per step")
+    how.add_argument("--batch", type=int, help="samples per step; several processes share them")
     how.add_argument("--seed", type=int, help="of weights and order of samples (default 0)")
     return how
 

@@ -166,6 +166,6 @@ def _lost(error: RuntimeError) -> str:
     place = launch.place()
     reason = str(error).split("] ", 1)[-1].split(". This")[0]
     return (
-        f"rank {place.rank} of {place.size} lost the others, {reason}; the one that torchrun calls the root cause "
-        "ended first"
+        f"rank {place.rank} of {place.size} lost the others, {reason}; the one that ended first, and how, is in what "
+        "torchrun reports"
     )

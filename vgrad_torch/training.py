@@ -222,9 +222,9 @@ def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator, proc
 def _check_shares(config: TrainConfig, sizes: set[int], processes: int) -> None:
     for size in sizes:
         if size % processes:
-            place = "a batch" if size == config.batch else "the last batch of an epoch,"
+            which = "a batch" if size == config.batch else "an epoch's last batch"
             raise UsageError(
-                f"{processes} processes cannot share {place} of {size} samples equally; choose another --batch or "
+                f"{processes} processes cannot share {which} of {size} samples in equal parts; choose another --batch or "
                 "another number of processes"
             )
     if config.norm == "batch" and processes in sizes:
