@@ -285,7 +285,7 @@ def words(rank: int, folder: Path) -> dict[str, Any]:
             raise UsageError(f"not here, {rank}")
         return rank
 
-    def refusal(of: Callable[[Callable[[], int]], int], who: int) -> str | int:
+    def refusal(of: Callable[[Callable[[], int]], int | None], who: int) -> str | int | None:
         try:
             return of(lambda: refuse(who))
         except UsageError as error:
@@ -298,6 +298,7 @@ def words(rank: int, folder: Path) -> dict[str, Any]:
         "together": [refusal(crew.together, who) for who in (0, 1, 2)],
         "first": [refusal(crew.first, who) for who in (0, 1)],
         "alike": crew.said("the same"),
+        "options": refusal(lambda _: crew.check_alike({"seed": 0, "lr": 0.1 * rank}), 0),
         "all": [crew.all(torch.tensor(flag)) for flag in (True, rank == 0)],
         "came": came,
     }

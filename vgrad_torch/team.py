@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -103,6 +103,19 @@ class Team:
         if fault:
             raise UsageError(fault)
         return cast(Made, made)
+
+    def check_alike(self, options: Mapping[str, object]) -> None:
+        """Whether all ranks were given the same.
+
+        Raises:
+            UsageError: one was not; on all ranks the same.
+        """
+        of_rank = self.gather(options)
+        for rank, given in enumerate(of_rank):
+            for name in (name for name in options if given[name] != of_rank[0][name]):
+                raise UsageError(
+                    f"rank {rank} was given {name} {given[name]}, but rank 0 {of_rank[0][name]}; give all the same"
+                )
 
     @contextmanager
     def host_by_host(self) -> Iterator[None]:

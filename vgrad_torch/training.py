@@ -137,10 +137,11 @@ def run(
         UsageError: the config asks for what cannot be had.
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
     """
+    team.check_alike({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # each host has its own
     setup = team.together(lambda: set_up(config, say, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
-    parallel = team.parallel(model)
     folder = team.first(lambda: new_folder(config))
+    parallel = team.parallel(model)
     keras = config.data == "circles"
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
     epochs = [Epoch(0, 0, *team.first(lambda: scores(model, data, loss_fn)))]
@@ -224,8 +225,8 @@ def _check_shares(config: TrainConfig, sizes: set[int], processes: int) -> None:
         if size % processes:
             which = "a batch" if size == config.batch else "an epoch's last batch"
             raise UsageError(
-                f"{processes} processes cannot share {which} of {size} samples in equal parts; choose another --batch or "
-                "another number of processes"
+                f"{processes} processes cannot share {which} of {size} samples in equal parts; choose another --batch "
+                "or another number of processes"
             )
     if config.norm == "batch" and processes in sizes:
         raise UsageError(
