@@ -114,6 +114,26 @@ def watched_and_not(sharding: Sharding) -> dict[str, Any]:
     return {"snapshots": list(monitor.history), "watched": local(watched), "free": local(free), "warnings": words}
 
 
+def each_linear(model: nn.Module) -> nn.Module:
+    """So that a block has no parameters of its own to gather."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    return model
+
+
+def blocks(spread: Callable[[nn.Module], nn.Module]) -> list[vg.Snapshot]:
+    """Watched are blocks that end with an activation, which knows nothing of shards."""
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 3)]
+    model = spread(nn.Sequential(*parts).double())
+    optimizer = sgd(model)
+    with vg.watch(model, optimizer, every=1, layers=r"^\d$") as monitor:
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    return list(monitor.history)
+
+
 def after_the_group() -> list[int]:
     """The steps that were sampled, of which the last was taken when the ranks could not meet any more."""
     model = each_layer(chain())
@@ -137,10 +157,10 @@ def parts() -> dict[str, Tensor]:
     return {name: shards.own(tensor).flatten() for name, tensor in spread.items()}
 
 
-def refused(spread: Callable[[nn.Module], nn.Module]) -> str:
+def refused(spread: Callable[[nn.Module], nn.Module], **options: Any) -> str:
     model = spread(chain())
     try:
-        vg.watch(model, sgd(model))
+        vg.watch(model, sgd(model), **options)
     except UsageError as error:
         return str(error)
     return ""
@@ -179,6 +199,8 @@ def seen() -> dict[str, Any]:
     found["refused"] = {
         spread.__name__: refused(spread) for spread in (on_two_meshes, on_a_square, beside_data_parallel, fsdp1)
     }
+    found["refused"]["outputs"] = refused(tensor_parallel, quantities=("output", "input_gradient"))
+    found["blocks"] = blocks(each_linear)
     found["after_the_group"] = after_the_group()
     return found
 

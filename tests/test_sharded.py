@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import parallel
 import pytest
+import sharded
 import torch
 from parallel import STEPS, X, Y
 from torch import nn
@@ -24,7 +25,7 @@ from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
-SCRIPT = Path(parallel.__file__).with_name("sharded.py")
+SCRIPT = Path(sharded.__file__)
 SHARDINGS = (
     "each layer",
     "each layer, float32",
@@ -148,11 +149,24 @@ def test_the_ranks_parts_hold_each_entry_once(ranks: list[dict[str, Any]]) -> No
         ("on_two_meshes", "this model's lie on 2 different ones"),
         ("on_a_square", "of one dimension; this model's has 2 ("),
         ("beside_data_parallel", "either DistributedDataParallel or parameters on a device mesh, not both"),
+        ("outputs", "under tensor parallel output, input_gradient cannot be measured; weight_gradient can"),
         ("fsdp1", "watch() does not see layers inside FullyShardedDataParallel; shard the model by"),
     ],
 )
 def test_what_cannot_be_put_together_is_refused(how: str, words: str, ranks: list[dict[str, Any]]) -> None:
     assert all(words in seen["refused"][how] for seen in ranks)
+
+
+def test_a_block_of_layers_in_shards_is_seen(ranks: list[dict[str, Any]]) -> None:
+    """All ranks have the same batch, which joined counts as often as there are ranks."""
+    (wanted,) = sharded.blocks(lambda model: model)
+    (found,) = ranks[0]["blocks"]
+    assert [layer.name for layer in found.layers] == [layer.name for layer in wanted.layers] == ["0", "1", "2"]
+    for layer, other in zip(found.layers, wanted.layers, strict=True):
+        for quantity, times in (("output", 1), ("output_gradient", len(ranks))):
+            mine, oracle = getattr(layer, quantity), getattr(other, quantity)
+            assert mine.count == oracle.count * len(ranks)
+            assert mine.rms * times == pytest.approx(oracle.rms, rel=1e-12)
 
 
 def test_a_shard_alone_is_not_shown_as_the_weight(ranks: list[dict[str, Any]]) -> None:
