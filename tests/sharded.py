@@ -118,7 +118,7 @@ def each_linear(model: nn.Module) -> nn.Module:
     """So that a block has no parameters of its own to gather."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
-            fully_shard(layer)
+            fully_shard(layer, reshard_after_forward=True)
     return model
 
 
