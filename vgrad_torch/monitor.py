@@ -337,6 +337,10 @@ def watch(
     the ranks apart. Rank 0 alone writes and warns. Inside `model.join()`, where ranks drop out, and after it, only
     weights, weight gradients and updates are shown.
 
+    So it is for a model that `fully_shard` (FSDP2) spread over a device mesh of one dimension: weights, their gradients
+    and updates are put together from the ranks' shards, each entry counted once. Shard the model, make the optimizer,
+    then watch. Of a tensor parallel model only these are shown. Meshes of two dimensions and FSDP1 are refused.
+
     Args:
         model: any module; its layers are named as `model.named_modules()` names them, without what
             `torch.compile` and `DistributedDataParallel` put in front.
@@ -358,7 +362,8 @@ def watch(
         on_sample: called with each snapshot, on every rank.
 
     Raises:
-        UsageError: no layer matches `layers`, an argument is not what it must be, or the folder cannot be written.
+        UsageError: no layer matches `layers`, an argument is not what it must be, the folder cannot be written, or the
+            parameters are spread over the ranks in a way that is not known.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
