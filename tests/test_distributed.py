@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import parallel
 import pytest
+import shared_runs
 import torch
 from helpers import assert_matches, chain_oracle
 from parallel import STEPS, TIMEOUT, TRAININGS, X, Y
@@ -227,9 +228,9 @@ def spread(found: Sequence[float], wanted: Sequence[float]) -> float:
     return max(abs(f - w) for f, w in zip(found, wanted, strict=True)) / rms
 
 
-@pytest.mark.parametrize("name", parallel.RUNS)
+@pytest.mark.parametrize("name", shared_runs.RUNS)
 def test_a_shared_batch_trains_as_the_whole_one_does(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    alone = parallel.run_of(tmp_path, **parallel.RUNS[name])
+    alone = shared_runs.run_of(tmp_path, **shared_runs.RUNS[name])
     for seen in ranks:
         found = seen[name]
         for key, weight in alone["weights"].items():

@@ -66,7 +66,7 @@ def assert_same_log(runs: Path, alone: dict[str, Any]) -> None:
 
 def test_two_processes_train_as_one_and_end_alike(alone: dict[str, Any], tmp_path: Path) -> None:
     """Torchrun looks at them so seldom that both have ended by themselves when it finds the first exit code."""
-    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "4"]
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "3"]
     options = ["--monitor", "fc1.weight_gr", "--fail-on", "vanishing", "--epochs", "2", "--runs", str(tmp_path)]
     done = subprocess.run([*torchrun, *TRAIN, *options], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert len(re.findall(r"^run ", done.stdout, re.M)) == 1
@@ -157,7 +157,7 @@ def children(process: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 def test_torchrun_names_a_killed_process_and_leaves_none(tmp_path: Path) -> None:
     """It looks so seldom that the other one, too, has time to say what it noticed."""
-    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "4"]
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "3"]
     command = [*torchrun, *TRAIN, "--epochs", "1000", "--runs", str(tmp_path)]
     with (
         subprocess.Popen(
