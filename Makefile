@@ -6,7 +6,7 @@ BIN := .venv/bin
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
 VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
-	SEEDS JOBS BACKEND
+	NPROC SEEDS JOBS BACKEND
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
@@ -18,6 +18,10 @@ NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
 SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
+TRAIN = exec $(BIN)/vgrad train
+ifneq ($(filter NPROC,$(GIVEN)),)
+TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} exec $(BIN)/torchrun --standalone "--nproc-per-node=$$VGRAD_NPROC" -m -- vgrad_torch train
+endif
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
 .PHONY: help install train sweep preflight board test bench check calibrate scale gallery format clean
@@ -30,15 +34,15 @@ help: ## this help
 	@echo
 	@echo "  DATA=digits|circles|mnist|fashion-mnist|cifar10   ACT=sigmoid|tanh|relu|...   INIT=uniform|xavier|he|..."
 	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
-	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR"
+	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR NPROC"
 	@echo "  make sweep takes several values, ACT=sigmoid,tanh,relu LR=0.1,0.01, of DATA ACT INIT NORM GAIN OPT LR; SEEDS=5 JOBS=2 BACKEND"
 	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
 install: .venv/installed ## set up .venv with what training needs
 
-train: .venv/installed ## train a network and log its gradients into runs/
-	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
+train: .venv/installed ## train a network and log its gradients into runs/ (NPROC=4: in four processes)
+	@VGRAD_MAKE=1 $(TRAIN) $(FLAGS) "--runs=$$VGRAD_RUNS"
 
 sweep: .venv/installed ## train a grid of networks and compare them; one that was stopped goes on where it was
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"

@@ -265,10 +265,13 @@ def lost(folder: Path) -> None:
 
 
 def seen(rank: int, folder: Path) -> dict[str, Any]:
+    import shared_runs  # with the data sets, for which not every script has the time
+
     found: dict[str, Any] = {name: watched_and_not(name, rank) for name in TRAININGS}
     for scene in (budget, raising, scaled, two_models, join):
         found[scene.__name__] = scene(rank)
     log(rank, folder)
+    found |= shared_runs.seen(rank, folder)
     found["destroyed"] = destroyed(rank)
     return found
 

@@ -117,7 +117,7 @@ def snapshot(model: nn.Module, samples: int, *, histograms: bool, ranks: int = 0
         shares = tuple(1.0 + rank / 7 for rank in range(ranks))
         layers.append(
             LayerSnapshot(
-                number, name, "Linear", _size([layer.weight]), 1, **found,
+                number, name, "Linear", _size(list(layer.parameters())[:1]), 1, **found,
                 update_rms=0.1 / number, activation_gain=1.0 / number, rank_rms=shares, trainable=True,
             )
         )  # fmt: skip

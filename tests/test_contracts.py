@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "untouched", "words"},
+    {"checksum", "choices", "launch", "untouched", "words"},
+    {"shards"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
     {"theory"},
-    {"mlp", "writer", "sample", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
+    {"mlp", "writer", "sample", "team", "units", "entry", "distributed", "waterfall", "cutoffs", "plugin.flow"},
     {"evidence", "one_pass", "plain_mlp", "plugin.reader", "events", "figures.style"},
     {"verdicts", "plugin.routes", "runlog", "figures.data", "figures.maps", "figures.steps"},
     {"advice", "plugin.loader", "figures.depth"},
@@ -44,6 +45,7 @@ PLAIN = [
         ".schedule",
         ".choices",
         ".words",
+        ".launch",
         ".theory",
         ".runlog",
         ".comparison",

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import parallel
 import pytest
+import shared_runs
 import torch
 from helpers import assert_matches, chain_oracle
 from parallel import STEPS, TIMEOUT, TRAININGS, X, Y
@@ -208,13 +209,69 @@ def tags(folder: Path) -> set[str]:
 
 
 def test_rank_0_alone_writes(folder: Path) -> None:
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"same", "own0", "user0", "user1"}
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"same", "own0", "user0", "user1", "runs"}
+    assert len(list((folder / "runs").glob("*/*tfevents*"))) == len(list((folder / "runs").iterdir())) == 3
     assert tags(folder / "same") == tags(folder / "own0") > tags(folder / "user0") > tags(folder / "user1") == set()
 
 
 def test_the_log_has_a_line_for_each_rank_in_the_first_layer(folder: Path) -> None:
     lines = {tag for tag in tags(folder / "same") if "rank" in tag}
     assert lines == {f"output_gradient_log10_rms_rank/1-fc1-6x8-rank{rank}" for rank in range(2)}
+
+
+# --- a run in several processes -------------------------------------------------------------------------------------
+
+
+def spread(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """Largest difference, by the RMS of what it should be."""
+    rms = math.sqrt(sum(w * w for w in wanted) / len(wanted))
+    return max(abs(f - w) for f, w in zip(found, wanted, strict=True)) / rms
+
+
+@pytest.mark.parametrize("name", shared_runs.RUNS)
+def test_a_shared_batch_trains_as_the_whole_one_does(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    alone = shared_runs.run_of(tmp_path, **shared_runs.RUNS[name])
+    for seen in ranks:
+        found = seen[name]
+        for key, weight in alone["weights"].items():
+            assert spread(found["weights"][key].flatten().tolist(), weight.flatten().tolist()) < 1e-5
+        for epoch, other in zip(found["epochs"], alone["epochs"], strict=True):
+            assert epoch[0] == other[0]
+            assert [s.loss for s in epoch[1:]] == pytest.approx([s.loss for s in other[1:]], rel=1e-5)
+        for mine, oracle in zip(found["snapshots"], alone["snapshots"], strict=True):
+            assert mine.step == oracle.step
+            for layer, other in zip(mine.layers, oracle.layers, strict=True):
+                assert layer.output.count == other.output.count
+                for quantity in ("weight_gradient", "output_gradient"):
+                    gradients = [getattr(x, quantity).rms for x in (layer, other)]
+                    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
+        assert (found["verdict"], found["folder"]) == (alone["verdict"], alone["folder"])
+
+
+def test_all_ranks_come_to_the_same_verdict_where_their_batch_norms_differ(ranks: list[dict[str, Any]]) -> None:
+    one, other = (seen["normalised"] for seen in ranks)
+    means = [key for key in one["weights"] if key.endswith("running_mean")]
+    assert means
+    assert not any(torch.equal(one["weights"][key], other["weights"][key]) for key in means)
+    weights = [key for key in one["weights"] if "running" not in key]
+    assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in weights)
+    assert (one["epochs"], one["verdict"]) == (other["epochs"], other["verdict"])
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["broken"] == ranks[1]["broken"]
+    assert ranks[0]["broken"].startswith("on rank 1: the loss became nan at step 0: the first non-finite value stands")
+
+
+def test_what_one_rank_is_refused_all_are(ranks: list[dict[str, Any]]) -> None:
+    one, other = (seen["words"] for seen in ranks)
+    assert one["together"] == ["on rank 0: not here, 0", "on rank 1: not here, 1", 0]
+    assert other["together"] == ["on rank 0: not here, 0", "on rank 1: not here, 1", 1]
+    assert one["first"] == other["first"] == ["not here, 0", 0]
+    assert one["alike"] == other["alike"] == "the same"
+    assert one["options"] == other["options"] == "rank 1 was given lr 0.1, but rank 0 0.0; give all the same"
+    assert one["all"] == other["all"] == [True, False]
+    assert (one["came"], other["came"]) == ([], ["came0"])  # the second one waited
 
 
 # --- a rank that is lost --------------------------------------------------------------------------------------------

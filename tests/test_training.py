@@ -16,6 +16,7 @@ from vgrad_torch.choices import UsageError
 from vgrad_torch.monitor import watch
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.recipes import recipe
+from vgrad_torch.team import Team
 
 
 def short(tmp_path: Path, **given: Any) -> recipes.TrainConfig:
@@ -159,6 +160,27 @@ def test_a_loss_that_overflows_by_itself_is_said_to() -> None:
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only 1437 samples"):
         training.run(short(tmp_path, batch=5000))
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "words"),
+    [
+        ({"batch": 33}, 2, "2 processes cannot share a batch of 33 samples in equal parts; choose another --batch"),
+        ({"data": "circles"}, 16, "16 processes cannot share an epoch's last batch of 8 samples in equal parts"),
+        ({"norm": "batch", "batch": 4}, 4, "batch norm needs two samples in every batch"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(given: dict[str, Any], size: int, words: str) -> None:
+    config = recipe(**given)
+    with pytest.raises(UsageError, match=words):
+        training.set_up(config, team=Team(size=size))
+    training.set_up(config)
+
+
+def test_the_ranks_shares_are_the_batch_dealt_one_by_one() -> None:
+    x, y = torch.arange(6.0)[:, None], torch.arange(6)
+    shares = [Team(rank=rank, size=3).share(lambda: [(x, y)]) for rank in range(3)]
+    assert [[part.tolist() for _, part in share()] for share in shares] == [[[0, 3]], [[1, 4]], [[2, 5]]]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vgrad_torch import __version__, commands
+from vgrad_torch import __version__, commands, launch
 from vgrad_torch.choices import UsageError
 
 
@@ -25,12 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the run
             stream.reconfigure(errors="replace")
     try:
-        options = _parser().parse_args(arguments)
-        command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
-    except UsageError as error:
-        print(f"vgrad: {error}", file=sys.stderr)
-        return 2
+        with _company(), launch.one_voice():
+            return _command(arguments)
     except BrokenPipeError:  # whoever read the output has gone; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -38,11 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vgrad: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nvgrad: stopped", file=sys.stderr)
+        if launch.speaks_for_its_host():
+            print("\nvgrad: stopped", file=sys.stderr)
         return 130
 
 
 _LONGEST = 250  # bytes; file systems hold 255, and a second run's name ends in -2
+
+
+def _company() -> AbstractContextManager[None]:
+    """Of the other processes, if torchrun started several."""
+    if not launch.launched():
+        return nullcontext()
+    from vgrad_torch.team import gathered
+
+    return gathered()
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except UsageError as error:
+        commands.complain(str(error))
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,7 +146,7 @@ def _add_optimizer(parser: Any) -> Any:
     how.add_argument("--lr", type=float, help="learning rate")
     how.add_argument("--momentum", type=float, help="of sgd")
     how.add_argument("--weight-decay", type=float, help="on weights, not on biases")
-    how.add_argument("--batch", type=int, help="samples per step")
+    how.add_argument("--batch", type=int, help="samples per step; several processes share them")
     how.add_argument("--seed", type=int, help="of weights and order of samples (default 0)")
     return how
 

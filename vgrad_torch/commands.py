@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from vgrad_torch import launch
 from vgrad_torch.choices import UsageError
 
 
@@ -32,12 +33,19 @@ _FLAGS = {
 """Option of `vgrad train` -> variable of `make train`."""
 
 
+def complain(words: str) -> None:
+    """Say on stderr what went wrong; of several processes that torchrun started, one on each host."""
+    if launch.speaks_for_its_host():
+        print(f"vgrad: {words}", file=sys.stderr)
+
+
 def train(options: argparse.Namespace) -> int:
     """Train one network and show how it goes."""
     pattern = _pattern(options.monitor) if options.monitor else None
     from rich.console import Console
 
     from vgrad_torch import recipes, training
+    from vgrad_torch.team import team
 
     given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
     config = recipes.recipe(options.data or "digits", **given)
@@ -46,10 +54,11 @@ def train(options: argparse.Namespace) -> int:
     try:
         with display:
             result = training.run(
-                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample
-            )
+                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
+                team=team(),
+            )  # fmt: skip
     except training.NonFiniteError as error:
-        print(f"vgrad: {error}. Training stopped, the log up to there is kept; try a smaller --lr", file=sys.stderr)
+        complain(f"{error}. Training stopped, the log up to there is kept; try a smaller --lr")
         return 3 if "non-finite" in options.fail_on else 2
     _print_result(result, console)
     if result.monitor.writer.fault:
@@ -235,6 +244,8 @@ def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
 def _command(name: str, options: Mapping[str, Any]) -> str:
     """A command line of make's, if make started this, else of vgrad's; what the recipe has anyway is left out."""
     words = ["make" if "VGRAD_MAKE" in os.environ else "vgrad", name]
+    if name == "train" and words[0] == "make" and "VGRAD_NPROC" in os.environ:
+        words.append(f"NPROC={shlex.quote(os.environ['VGRAD_NPROC'])}")
     defaults = {"data": "digits", "runs": "runs"}
     for option, value in options.items():
         if value is None or value == defaults.get(option):

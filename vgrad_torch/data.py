@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -53,6 +53,11 @@ class Dataset:
     x_validation: Tensor
     y_validation: Tensor
     classes: int
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same on a device."""
+        parts = ("x_train", "y_train", "x_validation", "y_validation")
+        return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
 
 def batches(

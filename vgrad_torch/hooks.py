@@ -16,6 +16,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from vgrad_torch import shards
 from vgrad_torch.choices import UsageError
 
 Layers = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]
@@ -53,7 +54,7 @@ def select(model: nn.Module, layers: Layers = nn.Linear) -> dict[str, nn.Module]
             f"the model has no layer that matches {_words(layers)}; its modules are of type {kinds}. Choose "
             "by layers=, a type or a regular expression over names (on the command line --layers and the expression)"
         )
-    return {name or type(m).__name__: m for name, m in chosen.items()}
+    return {name or shards.kind(m): m for name, m in chosen.items()}
 
 
 def _words(layers: Layers) -> str:
@@ -322,9 +323,12 @@ def _users(outputs: Iterable[Tensor], entry: _Entry) -> dict[Edge, dict[Node, li
 
 
 def _reaches(layer: nn.Module) -> bool:
-    """Whether the backward pass that runs brings the layer's weights a gradient; one for the input alone does not."""
+    """Whether the backward pass that runs brings the layer's weights a gradient; one for the input alone does not.
+
+    A weight in shards says nothing: those that it was gathered from and into are other tensors of the graph.
+    """
     weights = [w for w in layer.parameters() if w.requires_grad]
-    return not weights or any(_runs(get_gradient_edge(w)[0]) for w in weights)
+    return not weights or any(shards.is_spread(w) or _runs(get_gradient_edge(w)[0]) for w in weights)
 
 
 def _runs(node: Node) -> bool:

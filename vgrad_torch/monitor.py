@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vgrad_torch import hooks
+from vgrad_torch import hooks, shards
 from vgrad_torch.choices import UsageError, choose
 from vgrad_torch.diagnosis import Diagnosis, diagnose, first_nonfinite
 from vgrad_torch.distributed import Ranks, merged, without_own
@@ -43,6 +44,7 @@ class Monitor:
 
     def __init__(
         self,
+        model: nn.Module,
         layers: Mapping[str, nn.Module],
         optimizer: Optimizer,
         *,
@@ -60,7 +62,9 @@ class Monitor:
         self.writer = writer
         self.ranks = ranks
         self._optimizer = optimizer
+        self._model = model
         self.layers = layers
+        self._sharded = {name for name, m in layers.items() if any(map(shards.is_spread, m.parameters()))}
         self._due = every if isinstance(every, Metered) else Metered(every)
         self._budget = every if isinstance(every, Budget) else None
         if ranks.size > 1:
@@ -136,7 +140,10 @@ class Monitor:
 
     def _begin(self, *, histograms: bool) -> Sample:
         scale = None if self._scaler is None and self.ranks.size == 1 else self._loss_scale
-        self._sample = Sample(self.layers, histograms=histograms, quantities=self._quantities, scale=scale).attach()
+        held = partial(shards.held_gradients, self._model)
+        self._sample = Sample(
+            self.layers, histograms=histograms, quantities=self._quantities, scale=scale, held=held
+        ).attach()
         _EAGER.enter()
         return self._sample
 
@@ -217,11 +224,11 @@ class Monitor:
         if not self.ranks.can_meet():
             self._agree(2 * self.step + 1)
             self._warn_once(_APART)
-            return own and without_own(own)
+            return None if self._sharded else own and without_own(own)
         given = self.ranks.gather((own, None if self._budget is None else self._budget.forecast(self.step)))
         self._agree(given[0][1])
         snapshots = [snapshot for snapshot, _ in given if snapshot is not None]
-        return merged(snapshots) if len(snapshots) == self.ranks.size else None
+        return merged(snapshots, self._sharded) if len(snapshots) == self.ranks.size else None
 
     def _agree(self, step: int | None) -> None:
         if self._budget is not None:
@@ -335,6 +342,10 @@ def watch(
     the ranks apart. Rank 0 alone writes and warns. Inside `model.join()`, where ranks drop out, and after it, only
     weights, weight gradients and updates are shown.
 
+    So it is for a model that `fully_shard` (FSDP2) spread over a device mesh of one dimension: weights, their gradients
+    and updates are put together from the ranks' shards, each entry counted once. Shard the model, make the optimizer,
+    then watch. Of a tensor parallel model only these are shown. Meshes of two dimensions and FSDP1 are refused.
+
     Args:
         model: any module; its layers are named as `model.named_modules()` names them, without what
             `torch.compile` and `DistributedDataParallel` put in front.
@@ -356,7 +367,8 @@ def watch(
         on_sample: called with each snapshot, on every rank.
 
     Raises:
-        UsageError: no layer matches `layers`, an argument is not what it must be, or the folder cannot be written.
+        UsageError: no layer matches `layers`, an argument is not what it must be, the folder cannot be written, or the
+            parameters are spread over the ranks in a way that is not known.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), nn.Linear(3, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -372,6 +384,8 @@ def watch(
     _check_quantities(quantities)
     chosen = hooks.select(model, layers)
     ranks = Ranks(model)
+    if ranks.tensor_parallel:
+        quantities = _of_parameters(quantities, warn=ranks.rank == 0)
     sink = _sink(logdir, writer, ranks)
     if isinstance(every, int):
         due: Schedule = every_nth(every)
@@ -380,6 +394,7 @@ def watch(
     if isinstance(histograms, bool):
         histograms = sparse_steps() if histograms else lambda step: False
     return Monitor(
+        model,
         chosen,
         optimizer,
         ranks=ranks,
@@ -404,6 +419,21 @@ def _sink(logdir: str | Path | None, writer: Any, ranks: Ranks) -> Writer:
     return own
 
 
+def _of_parameters(quantities: Collection[str], *, warn: bool) -> Collection[str]:
+    """What can be measured where the ranks share the computation of a layer."""
+    left = [quantity for quantity in quantities if quantity not in ACTIVATIONS]
+    if not left:
+        raise UsageError(f"under tensor parallel {', '.join(quantities)} cannot be measured; weight_gradient can")
+    if warn and len(left) < len(quantities):
+        warnings.warn(
+            "under tensor parallel a rank has but a part of a layer's output: only weights, weight gradients and "
+            "updates are shown",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return left
+
+
 def _check_quantities(quantities: Collection[str]) -> None:
     if isinstance(quantities, str) or not quantities:
         raise UsageError(f"quantities must be one or more of {', '.join(QUANTITIES)}, in a tuple, not {quantities!r}")
@@ -418,7 +448,7 @@ def _check(
         raise UsageError(f"watch(model, optimizer) needs a torch.nn.Module first, not {type(model).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"watch(model, optimizer) needs a torch optimizer second, not {type(optimizer).__name__}")
-    if _trained_by(optimizer).isdisjoint(map(id, model.parameters())):
+    if _trained_by(optimizer).isdisjoint(map(id, shards.parameters(model))):
         raise UsageError("the optimizer holds no parameter of the model; give the one that trains it")
     if not (every is None or callable(every) or (type(every) is int and every >= 1)):
         raise UsageError(f"every must be a whole number from 1, a function of the step, or None, not {every!r}")

@@ -170,10 +170,11 @@ class LayerSnapshot:
     """One call of one layer at one step; a quantity that was not there (a frozen layer's gradient, say) is None.
 
     `number` counts the layers in forward order from 1; `call` is 2 for the second call of a layer that is used twice in
-    a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight of more than
-    8,192 entries it is estimated from so many, evenly spread. `activation_gain` is RMS(output gradient) over
-    RMS(input gradient of the next entry), which is what the activation does where the layers form a chain. `trainable`
-    says whether any of its weights requires a gradient, which one of a frozen layer does not; None if it is not known.
+    a step. `update_rms` is the RMS of what the optimizer added to the weight in this step; of a weight (or a rank's
+    shard of it) of more than 8,192 entries it is estimated from so many, evenly spread. `activation_gain` is
+    RMS(output gradient) over RMS(input gradient of the next entry), which is what the activation does where the layers
+    form a chain. `trainable` says whether any of its weights requires a gradient, which one of a frozen layer does not;
+    None if it is not known.
 
     In data parallel training the statistics are those of all ranks' batches joined. `rank_rms` holds, by rank, the RMS
     of the rank's own part of the output gradient, on the same scale: where batches are equal, the RMS of these numbers

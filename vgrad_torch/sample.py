@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from vgrad_torch import hooks, stats
+from vgrad_torch import hooks, shards, stats
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats, with_activation_gains
 
 Key = tuple[str, int]
@@ -36,7 +36,8 @@ class Sample:
     micro-batches, are pooled; so are several backward passes over one forward pass.
 
     `quantities` are what is reduced; the update is measured where "weight" is among them. `scale` gives the factor by
-    which a gradient scaler multiplied the loss, as a tensor on a device, or None.
+    which a gradient scaler multiplied the loss, as a tensor on a device, or None. `held` gives gradients of the model
+    that lie elsewhere than on the layers' weights. Of a weight in shards, this rank's is reduced.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Sample:
         histograms: bool = True,
         quantities: Container[str] = QUANTITIES,
         scale: Callable[[torch.device], Tensor] | None = None,
+        held: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self.histograms = histograms
         self.hooked = any(quantity in quantities for quantity in ACTIVATIONS)
@@ -55,6 +57,7 @@ class Sample:
         """Time spent looking so far, on the host."""
         self._layers = layers
         self._scale = scale
+        self._held = held
         self._passes: dict[int, Seen] = {}
         self._closed = -1  # the last forward pass before the parameters were read
         self._left: dict[int, list[Tensor]] = {}  # RMS of the weight gradients that a backward pass found there
@@ -95,7 +98,8 @@ class Sample:
         """Drop the earlier passes if their gradients were cleared; if set to zero, that is known in the end."""
         if turn > self._closed and any(earlier < turn for earlier in self._passes):
             weights = [w for layer in self._layers.values() for w in _weights(layer) if w.requires_grad]
-            left = [stats.rms(w.grad) for w in weights if w.grad is not None]
+            left = [stats.rms(shards.own(w.grad)) for w in weights if w.grad is not None]
+            left += map(stats.rms, self._held())
             if left:
                 self._left[turn] = left
             elif weights:
@@ -146,9 +150,10 @@ class Sample:
     def _read_layer(self, name: str, weights: list[nn.Parameter], scale: Tensor | None) -> None:
         entry = self._parameters[name, 0] = {}
         if "weight" in self._quantities:
-            entry["weight"] = [stats.reduce(w, histogram=self.histograms) for w in weights]
+            entry["weight"] = [stats.reduce(shards.own(w), histogram=self.histograms) for w in weights]
         if "weight_gradient" in self._quantities:
-            gradients = [w.grad if scale is None else _wide(w.grad) / scale for w in weights if w.grad is not None]
+            gradients = [shards.own(w.grad) for w in weights if w.grad is not None]
+            gradients = gradients if scale is None else [_wide(gradient) / scale for gradient in gradients]
             entry["weight_gradient"] = [stats.reduce(g, histogram=self.histograms) for g in gradients]
 
     def read_update(self, stepped: Callable[[nn.Parameter], Tensor] = lambda weight: weight) -> None:
@@ -200,7 +205,7 @@ class Sample:
             seen = {**found.get((name, 0), {}), **found.get((name, call), {})}
             weights = self._weights[name]
             seen |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in weights)}
-            yield LayerSnapshot(number, name, type(layer).__name__, _size(weights), call, **seen)
+            yield LayerSnapshot(number, name, shards.kind(layer), _size(weights), call, **seen)
 
 
 def _pooled(part: Seen, home: Iterator[Stats]) -> Numbers:
@@ -278,6 +283,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _probe(weight: Tensor) -> Tensor:
     """All entries of a weight, or of a large one some 8,192 evenly spread over rows and columns."""
+    weight = shards.own(weight)
     flat = weight.detach().reshape(-1)
     stride = math.ceil(flat.numel() / _PROBE)
     while stride > 1 and math.gcd(stride, math.prod(weight.shape[1:])) > 1:  # else the same columns of each row

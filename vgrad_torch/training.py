@@ -6,9 +6,10 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ from vgrad_torch.recipes import TrainConfig, hyperparameters, make_optimizer
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Schedule
+from vgrad_torch.team import ALONE, Team
+from vgrad_torch.team import Batches as Batches
 from vgrad_torch.theory import Prediction
-
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 def train(
@@ -42,26 +43,34 @@ def train(
     epochs: int,
     on_epoch: Callable[[Epoch], None],
     clip: float | None = None,
+    team: Team = ALONE,
+    parallel: nn.Module | None = None,
 ) -> None:
     """The training loop. The monitor needs no call in it: its hooks look, on the steps it chose.
+
+    Of several processes each calls this with its share of the batches, and `parallel` is the model as their `team`
+    trains it; rank 0 alone evaluates.
 
     Raises:
         NonFiniteError: when the loss is NaN or infinite; the step that would have followed is not taken.
     """
+    forward = parallel or model
     for number in range(1, epochs + 1):
         start, samples = time.perf_counter(), 0
         for x, y in training_batches():
             optimizer.zero_grad()
-            loss = loss_fn(model(x), y)
-            if not loss.isfinite():
-                raise NonFiniteError(find_nonfinite(model, loss_fn, x, y, monitor))
+            loss = loss_fn(forward(x), y)
+            if not team.all(loss.isfinite()):
+                found = None if loss.isfinite() else find_nonfinite(model, loss_fn, x, y, monitor)
+                raise NonFiniteError(team.said(found))
             loss.backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
-            samples += len(x)
+            samples += len(x) * team.size
         seconds = time.perf_counter() - start
-        epoch = Epoch(number, monitor.step, *scores(model, data, loss_fn), seconds, samples / seconds)
+        score = team.first(lambda: scores(model, data, loss_fn))
+        epoch = Epoch(number, monitor.step, *score, seconds, samples / seconds)
         monitor.writer.scalars(epoch_scalars(epoch), epoch.step)
         if not math.isfinite(epoch.train.loss):  # the epoch's last update did it
             raise NonFiniteError(find_nonfinite(model, loss_fn, data.x_train, data.y_train, monitor))
@@ -118,20 +127,26 @@ def run(
     on_start: Callable[[Path, Epoch], None] = lambda folder, epoch: None,
     on_epoch: Callable[[Epoch, Monitor], None] = lambda epoch, monitor: None,
     on_sample: Callable[[Snapshot], None] | None = None,
+    team: Team = ALONE,
 ) -> Result:
     """Train as `config` says and log into a new folder; `say`, `on_start`, `on_epoch`, `on_sample` are for showing it.
+
+    A team shares each batch, and rank 0 writes.
 
     Raises:
         UsageError: the config asks for what cannot be had.
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
     """
-    setup = set_up(config, say)
+    team.check_alike({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # each host has its own
+    setup = team.together(lambda: set_up(config, say, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
-    folder = new_folder(config)
+    folder = team.first(lambda: new_folder(config))
+    parallel = team.parallel(model)
     keras = config.data == "circles"
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
-    epochs = [Epoch(0, 0, *scores(model, data, loss_fn))]
-    with watch(model, optimizer, logdir=folder, every=sampled, histograms=histograms, on_sample=on_sample) as monitor:
+    epochs = [Epoch(0, 0, *team.first(lambda: scores(model, data, loss_fn)))]
+    options: dict[str, Any] = {"every": sampled, "histograms": histograms, "on_sample": on_sample}
+    with team.together(lambda: watch(parallel, optimizer, logdir=folder, **options)) as monitor:
         tags = layer_tags(model)
         first = names.layer_tag("gradient_log10_rms", tags[0])
         monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epochs[0]), first])
@@ -148,8 +163,7 @@ def run(
 
         train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs, clip=config.clip,
-            training_batches=setup.batches,
-            on_epoch=record,
+            training_batches=team.share(setup.batches), on_epoch=record, team=team, parallel=parallel,
         )  # fmt: skip
     return Result(config, folder, model, monitor, epochs, monitor.diagnose())
 
@@ -167,14 +181,15 @@ class Setup:
     batches: Batches
 
 
-def set_up(config: TrainConfig, say: Progress = lambda line: None) -> Setup:
-    """Load the data, draw the weights, make the optimizer and the order of the samples."""
-    data = load(config.data, Path(config.data_dir) if config.data_dir else None, say)
+def set_up(config: TrainConfig, say: Progress = lambda line: None, team: Team = ALONE) -> Setup:
+    """Load the data, draw the weights, make the optimizer and the order of the samples, which a team then shares."""
+    with team.host_by_host():
+        data = load(config.data, Path(config.data_dir) if config.data_dir else None, say).to(team.device)
     generator = torch.Generator().manual_seed(config.seed)
     widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
-    model = _built(widths, config, generator)
+    model = _built(widths, config, generator).to(team.device)
     optimizer = make_optimizer(model, config)
-    return Setup(data, model, loss_function(data.classes), optimizer, *feeding(config, data, generator))
+    return Setup(data, model, loss_function(data.classes), optimizer, *feeding(config, data, generator, team.size))
 
 
 def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
@@ -187,15 +202,15 @@ def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -
         raise UsageError(f"a network of widths {widths} does not fit into memory; take smaller ones") from error
 
 
-def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator) -> tuple[int, Batches]:
+def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator, processes: int = 1) -> tuple[int, Batches]:
     """Steps per epoch, and the batches of an epoch in the order of the recipe's document.
 
     Keras (circles) shuffles anew for each epoch and trains on the smaller last batch too. MXNet's MNISTIter (all else)
     shuffles once and drops it, so that the first step of every epoch sees the same samples.
     """
     x, y, size = data.x_train, data.y_train, config.batch
-    if config.norm == "batch" and 1 in (size, len(x) % size if config.data == "circles" else 0):
-        raise UsageError(f"batch norm needs two samples in every batch, and with batch {size} one has a single one")
+    rest = len(x) % size if config.data == "circles" else 0
+    _check_shares(config, {size, rest or size}, processes)
     if config.data == "circles":
         return math.ceil(len(x) / size), lambda: batches(x, y, size, generator=generator)
     if len(x) < size:
@@ -203,6 +218,20 @@ def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator) -> t
     order = torch.randperm(len(x), generator=generator)
     x, y = x[order], y[order]
     return len(x) // size, lambda: batches(x, y, size, drop_last=True)
+
+
+def _check_shares(config: TrainConfig, sizes: set[int], processes: int) -> None:
+    for size in sizes:
+        if size % processes:
+            which = "a batch" if size == config.batch else "an epoch's last batch"
+            raise UsageError(
+                f"{processes} processes cannot share {which} of {size} samples in equal parts; choose another --batch "
+                "or another number of processes"
+            )
+    if config.norm == "batch" and processes in sizes:
+        raise UsageError(
+            f"batch norm needs two samples in every batch, and with batch {config.batch} one has a single one"
+        )
 
 
 def sampling(steps: int, every: int, *, last: bool, most: int = 50) -> tuple[Schedule, Schedule]:
