@@ -577,7 +577,9 @@ def test_zeros_that_no_activation_made_are_not_dead_units(make: Callable[[], nn.
     model = make()
     found = diagnose(watched(model, sgd(model, 0.1), data=(torch.rand(32, 16), torch.arange(32) % 4)), optimizer="SGD")
     assert found.verdict == verdict, found
-    assert (found.because == "the weight of 4 is zero, so no gradient passes it yet") is (verdict == "cannot tell")
+    assert (found.because == "the weight of layer 4 is zero, so no gradient passes it yet") is (
+        verdict == "cannot tell"
+    )
 
 
 def test_a_dead_layer_is_named() -> None:
@@ -649,7 +651,7 @@ def test_the_advice_is_against_the_suspects(
 
 def test_batch_norm_not_the_weights_is_blamed_for_an_explosion_behind_it() -> None:
     torch.manual_seed(0)
-    parts = [part for n in range(30) for part in (nn.Linear(32 if n else 8, 32), nn.BatchNorm1d(32), nn.ReLU())]
+    parts = [part for n in range(60) for part in (nn.Linear(32 if n else 8, 32), nn.BatchNorm1d(32), nn.ReLU())]
     model = nn.Sequential(*parts, nn.Linear(32, 3))
     found = after(model, sgd(model))
     assert found.verdict == "exploding"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vgrad_torch.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, REACHES, Cutoffs
 from vgrad_torch.evidence import Evidence
+from vgrad_torch.words import called, listed
 
 FAMILIES: Mapping[str, str] = {
     "sgd": "sgd", "asgd": "sgd",
@@ -86,7 +87,7 @@ def arrives(evidence: Evidence) -> bool:
 def _no_gradient(evidence: Evidence, _: str) -> str | None:
     if not evidence.cut_off:
         return None
-    return f"no gradient arrives at {_names(evidence.cut_off)}, cut off from the loss or not used"
+    return f"no gradient arrives at {listed(evidence.cut_off)}, cut off from the loss or not used"
 
 
 def _nonfinite(evidence: Evidence, _: str) -> str | None:
@@ -118,7 +119,7 @@ def _dead(evidence: Evidence, _: str) -> str | None:
     elsewhere = evidence.zeros == 1.0 and evidence.silent  # a transformer that answers with one token has zeros, too
     if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or elsewhere):
         return None
-    share = f"{evidence.zeros:.0%} of the output gradient of {evidence.emptiest or 'a layer'}"
+    share = f"{evidence.zeros:.0%} of the output gradient of {called(evidence.emptiest) or 'a layer'}"
     return f"{share} is exactly zero, {_fallen(evidence)}"
 
 
@@ -136,7 +137,7 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
     if arrives(evidence) or value >= lines.slow:
         return None
     if math.isnan(value) and evidence.shut:
-        return f"the weight of {evidence.shut} is zero, so no gradient passes it yet"
+        return f"the weight of {called(evidence.shut)} is zero, so no gradient passes it yet"
     if math.isnan(value):
         return "the first layer's weight, or its gradient, is not there to be compared"
     if evidence.step == evidence.since > 0:
@@ -157,7 +158,7 @@ def _slow(evidence: Evidence, optimizer: str) -> str | None:
 
 
 def _frozen(evidence: Evidence, _: str) -> str | None:
-    return f"not trained: {_names(evidence.frozen)}; nothing is wrong with the others" if evidence.frozen else None
+    return f"not trained: {listed(evidence.frozen)}; nothing is wrong with the others" if evidence.frozen else None
 
 
 def _healthy(evidence: Evidence, _: str) -> str | None:
@@ -197,7 +198,7 @@ def _margin(evidence: Evidence) -> float:
 
 def _weak(evidence: Evidence, measure: str) -> str:
     """The gradient's way in words, ending with the measure that is compared."""
-    left = f"of the gradient at {evidence.last} {_times(evidence.signal)} is left at {evidence.first}"
+    left = f"of the gradient at {called(evidence.last)} {_times(evidence.signal)} is left at {called(evidence.first)}"
     asked = f"per unit of error it asks the first weight to change by {_times(evidence.drive)} of itself"
     start = f"{_times(evidence.lost)} left at the start without what small weights take off"
     words = {
@@ -219,13 +220,3 @@ def two_digits(value: float) -> str:
 def _times(log: float) -> str:
     """A factor, from its logarithm."""
     return two_digits(10**log)
-
-
-def _names(labels: Sequence[str]) -> str:
-    """The labels, of many the first three.
-
-    >>> _names(["a", "b"]), _names(["a", "b", "c", "d"])
-    ('a, b', 'a, b, c and 1 more')
-    """
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return ", ".join(labels[:3]) + more
