@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "untouched"},
+    {"checksum", "choices", "untouched", "files", "plain", "signals"},
+    {"truncation"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
@@ -23,6 +24,7 @@ LEVELS = [
     {"monitor", "checkup", "mends"},
     {"whatif"},
     {"evaluation", "recipes"},
+    {"checkpoints"},
     {"training"},
     {"terminal"},
     {"commands"},

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vgrad_torch.choices import UsageError
@@ -36,15 +37,25 @@ def train(options: argparse.Namespace) -> int:
 
     from vgrad_torch import recipes, training
 
-    given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
-    config = recipes.recipe(options.data or "digits", **given)
+    given = {name: getattr(options, name) for name in _FLAGS}
+    begun = None
+    if options.resume is not None:
+        begun = _begun(options.resume, given)
+        if begun.progress and begun.progress.finished:  # what was asked for is there: no failure
+            print(f"The run {options.resume} is finished after {begun.config.epochs} epochs; nothing is left to train.")
+            return 0
+        given = recipes.departures(begun.config)
+    config = begun.config if begun else recipes.recipe(**{**given, "data": options.data or "digits"})
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
     display = _Display(config, console, pattern)
+    show = {"on_start": display.start, "on_epoch": display.epoch, "on_sample": display.sample}
     try:
         with display:
-            result = training.run(
-                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample
-            )
+            result = training.run(config, begun=begun, say=display.say, **show)
+    except training.Stopped as stopped:
+        how = _command("train", {"resume": stopped.folder})
+        print(f"vgrad: {stopped}; go on with: {how}", file=sys.stderr)
+        return 128 + stopped.number
     except training.NonFiniteError as error:
         print(f"vgrad: {error}. Training stopped, the log up to there is kept; try a smaller --lr", file=sys.stderr)
         return 3 if "non-finite" in options.fail_on else 2
@@ -52,8 +63,23 @@ def train(options: argparse.Namespace) -> int:
     if result.monitor.writer.fault:
         print(f"vgrad: the log is not whole: {result.monitor.writer.fault}", file=sys.stderr)
         return 1
-    _print_next(options, config, console)
+    _print_next({**given, "runs": str(result.folder.parent)}, config, console)
     return 3 if result.diagnosis.verdict in options.fail_on else 0
+
+
+def _begun(folder: str, given: Mapping[str, Any]) -> Any:
+    """The run to go on with; an option beside it must say what its config says, but for where the data are."""
+    from dataclasses import replace
+
+    from vgrad_torch import checkpoints
+
+    begun = checkpoints.begun(Path(folder))
+    for name, value in given.items():
+        was = getattr(begun.config, name)
+        if value not in (None, was) and name != "data_dir":
+            words = f"the run {folder} was begun with {was}, and goes on as it began"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {words}; leave it out, or start a new run")
+    return replace(begun, config=replace(begun.config, data_dir=given["data_dir"] or begun.config.data_dir))
 
 
 class _Display:
@@ -80,7 +106,8 @@ class _Display:
         self._console.print(line, markup=False)
 
     def start(self, folder: Any, epoch: Any) -> None:
-        self.say(f"run {folder}: {_summary(self._config)}")
+        where = f" goes on after epoch {epoch.number}" if epoch.number else ""
+        self.say(f"run {folder}{where}: {_summary(self._config)}")
         self._show(epoch, None)
 
     def epoch(self, epoch: Any, monitor: Any) -> None:
@@ -140,11 +167,11 @@ def _print_result(result: Any, console: Any) -> None:
     console.print(f"\nLogged in {result.folder}.", markup=False)
 
 
-def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
+def _print_next(given: Mapping[str, Any], config: Any, console: Any) -> None:
     """What to type next: this run's command with another activation or other weights."""
     other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
-    rows = [(_command("board", {"runs": options.runs}), "see the histograms in TensorBoard")]
-    given = {name: getattr(options, name) for name in _FLAGS if name != "name"}
+    rows = [(_command("board", {"runs": given["runs"]}), "see the histograms in TensorBoard")]
+    given = {name: given.get(name) for name in _FLAGS if name != "name"}
     rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
     if config.init != "he":
         rows.append((_command("train", {**given, "act": "relu", "init": "he"}), "relu with weights made for it"))
@@ -161,11 +188,12 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
     for option, value in options.items():
         if value is None or value == defaults.get(option):
             continue
+        variable = _FLAGS.get(option, option.upper())
         if value is True:
-            words.append(f"{_FLAGS[option]}=1" if words[0] == "make" else f"--{option}")
+            words.append(f"{variable}=1" if words[0] == "make" else f"--{option}")
             continue
-        text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-        words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
+        text = shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+        words.append(f"{variable}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
     return " ".join(words)
 
 
