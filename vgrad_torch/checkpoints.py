@@ -47,7 +47,7 @@ class DataMark:
         """The mark of this one."""
         checksum = 0
         for tensor in (data.x_train, data.y_train, data.x_validation, data.y_validation):
-            checksum = zlib.crc32(tensor.contiguous().numpy(), checksum)
+            checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
         return DataMark(len(data.x_train), len(data.x_validation), data.x_train.shape[1], checksum)
 
     def __str__(self) -> str:
@@ -221,7 +221,9 @@ class Checkpoints:
             found = {name: _outline(value, shapes[place]) for name, value in of_one.items()}
             if found != expected:
                 raise ValueError(f"it is of another optimizer: parameter {place} has {found}, not {expected}")
-        copied = {place: {k: v if v is None else v.clone() for k, v in x.items()} for place, x in state["state"].items()}
+        copied = {
+            place: {k: v if v is None else v.clone() for k, v in x.items()} for place, x in state["state"].items()
+        }
         return {"state": copied, "param_groups": state["param_groups"]}
 
 

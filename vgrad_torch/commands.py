@@ -48,10 +48,12 @@ def train(options: argparse.Namespace) -> int:
     config = begun.config if begun else recipes.recipe(**{**given, "data": options.data or "digits"})
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
     display = _Display(config, console, pattern)
-    show = {"on_start": display.start, "on_epoch": display.epoch, "on_sample": display.sample}
     try:
         with display:
-            result = training.run(config, begun=begun, say=display.say, **show)
+            result = training.run(
+                config, begun=begun,
+                say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
+            )  # fmt: skip
     except training.Stopped as stopped:
         how = _command("train", {"resume": stopped.folder})
         print(f"vgrad: {stopped}; go on with: {how}", file=sys.stderr)

@@ -14,7 +14,7 @@ import numpy as np
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def plain(value: object) -> Any:
+def plain(value: Any) -> Any:
     """Dicts, lists, numbers, text and None instead of dataclasses, tuples and arrays.
 
     >>> from vgrad_torch.records import Stats

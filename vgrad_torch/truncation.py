@@ -56,7 +56,7 @@ def cut(path: Path, size: int) -> bool:
 
 
 def _is_an_end(file: BinaryIO, size: int) -> bool:
-    """Whether events end there, by their headers: 8 bytes of length, 4 of its checksum, the event, 4 of its checksum."""
+    """Whether events end there: each is 8 bytes of its length, 4 of their checksum, the event, 4 of its checksum."""
     at = 0
     while at < size <= os.fstat(file.fileno()).st_size:
         file.seek(at)
