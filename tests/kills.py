@@ -7,6 +7,7 @@ ended with other weights, another log, or without something that it had logged b
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,65 +80,79 @@ def difference(run: Path, undisturbed: Path, before: Counter[Event]) -> str:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds that an undisturbed training took until its config was written, and from there to its end."""
+class Trial:
+    """A training in the folder `runs`, whose event file will have about `size` bytes."""
 
-    start: float
-    training: float
+    process: subprocess.Popen[str]
+    runs: Path
+    size: int
+    chance: random.Random
 
+    def wait(self, seen: Callable[[], bool]) -> None:
+        """Until something is seen, or the process has ended."""
+        while not seen() and self.process.poll() is None:
+            time.sleep(0.0005)
 
-def await_file(path: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    while not path() and process.poll() is None:
-        time.sleep(0.0005)
-
-
-def at_start(process: subprocess.Popen[str], runs: Path, times: Times, chance: random.Random) -> None:
-    time.sleep(chance.uniform(0.7, 1.05) * times.start)
-
-
-def in_training(process: subprocess.Popen[str], runs: Path, times: Times, chance: random.Random) -> None:
-    changed = time.time()
-    await_file(lambda: any(path.stat().st_mtime > changed for path in runs.glob("*/*tfevents*")), process)
-    time.sleep(chance.uniform(0, 0.7) * times.training)
+    def logged(self) -> int:
+        """Bytes of the event file."""
+        return sum(path.stat().st_size for path in self.runs.glob("*/*tfevents*"))
 
 
-def in_a_checkpoint(process: subprocess.Popen[str], runs: Path, times: Times, chance: random.Random) -> None:
-    in_training(process, runs, times, chance)
-    await_file(lambda: any(runs.glob("*/checkpoint.pt.new")), process)
-    time.sleep(chance.choice([0, 0, 0.001, 0.003]))
+def at_start(trial: Trial) -> None:
+    """Anywhere in the imports, or as the first files appear."""
+    files = ["*", "*/config.json", "*/checkpoint.pt.new", "*/checkpoint.pt", "*/*tfevents*"]
+    pattern = trial.chance.choice([None, *files])
+    if pattern is None or any(trial.runs.glob("*")):
+        time.sleep(trial.chance.uniform(0, 4))
+    else:
+        trial.wait(lambda: any(trial.runs.glob(pattern)))
+        time.sleep(trial.chance.choice([0, 0.002, 0.01]))
+
+
+def in_training(trial: Trial) -> None:
+    """When so many bytes more are logged; of a resumed run, after its log was cut back."""
+    before = trial.logged()
+    target = before + trial.chance.uniform(0, 0.9) * max(trial.size - before, 0)
+    trial.wait(lambda: trial.logged() > target)
+    time.sleep(trial.chance.uniform(0, 0.02))
+
+
+def in_a_checkpoint(trial: Trial) -> None:
+    """While a checkpoint is being written, or just then put into its place."""
+    in_training(trial)
+    trial.wait(lambda: any(trial.runs.glob("*/checkpoint.pt.new")))
+    time.sleep(trial.chance.choice([0, 0, 0.001, 0.003]))
 
 
 INSTANTS = (at_start, in_training, in_a_checkpoint)
 
 
-def killed(process: subprocess.Popen[str], instant: Any, runs: Path, times: Times, chance: random.Random) -> bool:
+def killed(trial: Trial, instant: Callable[[Trial], None]) -> bool:
     """Whether it was still running."""
-    instant(process, runs, times, chance)
-    process.kill()
-    process.communicate()
-    return process.returncode == -9
+    instant(trial)
+    trial.process.kill()
+    trial.process.communicate()
+    return trial.process.returncode == -signal.SIGKILL
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def undisturbed(plan: str, runs: Path) -> Times:
-    begun = time.perf_counter()
+def undisturbed(plan: str, runs: Path) -> int:
+    """Train without a kill; the bytes of its log."""
     process = start(*PLANS[plan].split(), "--runs", str(runs))
-    await_file(lambda: any(runs.glob("*/config.json")), process)
-    at = time.perf_counter()
     finish(process)
-    return Times(at - begun, (time.perf_counter() - at) * 0.8)
+    return Trial(process, runs, 0, random.Random()).logged()
 
 
-def survivor(plan: str, runs: Path, kills: list[Any], times: Times, chance: random.Random) -> tuple[Path, list[str]]:
+def survivor(plan: str, runs: Path, kills: list[Any], size: int, chance: random.Random) -> tuple[Path, list[str]]:
     """A run that is killed at these instants, and resumed each time; and where it was when it was killed."""
     run, where, before = None, [], Counter[Event]()
     for instant in [*kills, None]:
         process = start("--resume", str(run)) if run else start(*PLANS[plan].split(), "--runs", str(runs))
         if instant is None:
             finish(process)
-        elif killed(process, instant, runs, times, chance):
+        elif killed(Trial(process, runs, size, chance), instant):
             run = next((path.parent for path in runs.glob("*/config.json")), None)
             logged = events(run) if run and any(run.glob("*tfevents*")) else []
             before |= Counter(logged)
@@ -152,13 +167,12 @@ def main(count: int, seed: int) -> None:
     """Kill `count` times, a run up to four times."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        times = {plan: undisturbed(plan, Path(folder) / plan) for plan in PLANS}
-        print({plan: f"{t.start:.1f} s to start, {t.training:.1f} s to train" for plan, t in times.items()})
+        sizes = {plan: undisturbed(plan, Path(folder) / plan) for plan in PLANS}
         done = number = 0
         while done < count:
             plan, number = chance.choice(list(PLANS)), number + 1
             kills = chance.choices(INSTANTS, weights=(1, 2, 2), k=min(chance.randint(1, 4), count - done))
-            _, where = survivor(plan, Path(folder) / f"run{number}", kills, times[plan], chance)
+            _, where = survivor(plan, Path(folder) / f"run{number}", kills, sizes[plan], chance)
             done += len(where)
             print(f"{done:3d} {plan}: killed {'; '.join(where)}: the same weights, the same log", flush=True)
     print(f"{done} kills with seed {seed}: every run ended as if undisturbed")

@@ -25,7 +25,7 @@ def plain(value: Any) -> Any:
     True
     """
     if dataclasses.is_dataclass(value):
-        return {name: plain(getattr(value, name)) for name in _fields(type(value))}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
