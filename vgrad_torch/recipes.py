@@ -167,9 +167,10 @@ def departures(config: TrainConfig) -> dict[str, Any]:
     >>> departures(recipe("circles", act="tanh", lr=0.5))
     {'data': 'circles', 'act': 'tanh', 'lr': 0.5}
     """
-    usual, values = (plain(each) for each in (recipe(config.data, optimizer=config.optimizer), config))
+    usual, values = plain(recipe(config.data, optimizer=config.optimizer)), plain(config)
+    usual["optimizer"] = recipe(config.data).optimizer
     usual["name"] = recipe(**{key: value for key, value in values.items() if key != "name"}).name
-    return {key: value for key, value in values.items() if key == "data" or value != usual[key]}
+    return {key: getattr(config, key) for key, value in values.items() if key == "data" or value != usual[key]}
 
 
 def _dials(values: Mapping[str, Any]) -> Iterator[str]:
