@@ -208,6 +208,9 @@ class Checkpoints:
                 raise ValueError(f"its snapshot of step {snapshot.step} is of another network")
         if not (0 < len(progress.epochs) <= self._config.epochs + 1 and progress.epochs[-1].step <= memory.step):
             raise ValueError("its epochs and its step do not fit together")
+        name = progress.log.file if progress.log else ""
+        if not (name.isprintable() and Path(name).name == name and (not name or "tfevents" in name)):
+            raise ValueError("its event file is not one of this folder")
         if memory.stride < 1 or not len(memory.snapshots) <= memory.seen or (memory.seen and not memory.snapshots):
             raise ValueError("its history is not whole")
 
