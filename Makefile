@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
-VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR
+VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR RESUME
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
@@ -15,7 +15,7 @@ NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
 	$(call flag,BATCH,batch) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
-	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
+	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,RESUME,resume)
 export VGRAD_RUNS := $(or $(value RUNS),runs)
 
 .PHONY: help install train preflight board test bench check calibrate format clean
@@ -30,12 +30,14 @@ help: ## this help
 	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR"
 	@echo
+	@echo "  RESUME=runs/x goes on with a run that was interrupted"
+	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
 install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/
-	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) "--runs=$$VGRAD_RUNS"
+	@VGRAD_MAKE=1 exec $(BIN)/vgrad train $(FLAGS) $(if $(and $(filter RESUME,$(GIVEN)),$(RESUME)),,"--runs=$$VGRAD_RUNS")
 
 preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)

@@ -28,7 +28,6 @@ import torch
 
 from vgrad_torch import checkpoints, recipes, training
 from vgrad_torch.checkpoints import begun
-from vgrad_torch.choices import UsageError
 from vgrad_torch.cli import main
 from vgrad_torch.files import write_whole
 from vgrad_torch.plain import plain, typed

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vgrad_torch import training, truncation
 from vgrad_torch.checkpoints import begun
 from vgrad_torch.choices import UsageError
 from vgrad_torch.cli import main
+from vgrad_torch.evaluation import Epoch
 from vgrad_torch.plain import plain
 from vgrad_torch.plugin.metadata import COST
 from vgrad_torch.recipes import TrainConfig, departures, read_config, recipe, write_config
@@ -113,6 +115,32 @@ def test_half_an_event_at_the_end_is_cut_off(tmp_path: Path) -> None:
     with log.open("ab") as file:
         file.write(log.read_bytes()[-1000:-17])
     assert_same(resumed(copies[-1]), undisturbed)
+
+
+def test_torchs_own_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    config = config_of("shuffled anew, Adam, batch norm", tmp_path)
+
+    def run(drawn: list[float], epochs: int, resume: bool, name: str) -> None:
+        def draw(epoch: Epoch, monitor: Any) -> None:
+            drawn.append(float(torch.rand(())))
+            if epoch.number == epochs:
+                signal.raise_signal(signal.SIGTERM)
+
+        with suppress(training.Stopped):
+            kept = begun(tmp_path / name) if resume else None
+            training.run(replace(config, name=name), begun=kept, on_epoch=draw)
+
+    whole: list[float] = []
+    parts: list[float] = []
+    for drawn, epochs, resume, name in (
+        (whole, 4, False, "whole"),
+        (parts, 2, False, "parts"),
+        (parts, 4, True, "parts"),
+    ):
+        torch.manual_seed(0 if not resume else 1)
+        run(drawn, epochs, resume, name)
+    assert len(whole) == 4
+    assert parts == whole
 
 
 def test_a_run_interrupted_again_and_again_ends_all_the_same(tmp_path: Path) -> None:
@@ -330,6 +358,19 @@ def test_options_that_contradict_the_run_are_refused(
 def test_options_that_say_the_same_are_taken(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(short), "--lr", "0.001", "--data-dir", "anywhere"]) == 0
     assert "is finished after 1 epochs" in capsys.readouterr().out
+
+
+def test_make_hands_the_run_on_and_no_folder_of_runs_beside_it() -> None:
+    makefile = Path(__file__).parent.parent / "Makefile"
+
+    def shown(*given: str) -> str:
+        command = ["make", "-n", "-f", str(makefile), "train", *given]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=makefile.parent).stdout
+
+    assert '${VGRAD_RESUME:+"--resume=$VGRAD_RESUME"}' in shown("RESUME=runs/x")
+    assert "--runs=" not in shown("RESUME=runs/x")
+    for given in ([], ["RESUME="]):
+        assert "--runs=" in shown(*given)
 
 
 def test_a_config_and_what_it_departs_in_are_one(tmp_path: Path) -> None:
