@@ -207,12 +207,15 @@ def forged_content(trial: Trial) -> None:
     """Another value, type, shape or key somewhere, written as we write it."""
     content = dict(checkpoints.unseal(trial.checkpoint.read_bytes()))
     content["snapshots"] = [json.loads(text) for text in content["snapshots"]]
+    content["progress"] = json.loads(content["progress"])
     part = trial.chance.choice(list(content))
     wrong = forged({part: content[part]}, trial.chance)
-    if isinstance(snapshots := wrong.get("snapshots", content["snapshots"]), list):
-        wrong["snapshots"] = [_json(snapshot) for snapshot in snapshots]
-    content.pop(part)
-    trial.checkpoint.write_bytes(checkpoints.seal({**content, **wrong}))
+    content = {**{key: value for key, value in content.items() if key != part}, **wrong}
+    if isinstance(snapshots := content.get("snapshots"), list):
+        content["snapshots"] = [_json(snapshot) for snapshot in snapshots]
+    if isinstance(progress := content.get("progress"), dict):
+        content["progress"] = _json(progress)
+    trial.checkpoint.write_bytes(checkpoints.seal(content))
     trial.resume()
 
 

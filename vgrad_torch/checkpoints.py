@@ -96,7 +96,7 @@ def begun(folder: Path) -> Begun:
         tensors = unseal(content)
         if tensors["version"] != VERSION:
             raise ValueError(f"it is of version {tensors['version']!r}, this reads {VERSION}")
-        progress: Progress = typed(Progress, tensors["progress"])
+        progress: Progress = typed(Progress, json.loads(tensors["progress"]))
         if progress.monitor is not None:
             snapshots = tuple(typed(Snapshot, json.loads(text)) for text in tensors["snapshots"])
             progress = replace(progress, monitor=replace(progress.monitor, snapshots=snapshots))
@@ -152,7 +152,7 @@ class Checkpoints:
         bare = memory and replace(memory, snapshots=())
         content = {
             "version": VERSION,
-            "progress": plain(Progress(self._config, self._data, tuple(epochs), log, bare, finished)),
+            "progress": json.dumps(plain(Progress(self._config, self._data, tuple(epochs), log, bare, finished))),
             "snapshots": self._written(memory.snapshots if memory else ()),
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
