@@ -204,6 +204,8 @@ def test_a_signal_ends_the_run_behind_its_step_which_is_kept(plan: str, number: 
     assert progress is not None
     assert progress.monitor is not None
     assert progress.monitor.step == step + 1
+    logged = kills.events(tmp_path / "stopped")  # no end of it: neither a verdict nor the last depth profile
+    assert logged == kills.events(undisturbed.folder)[: len(logged)]
     assert_same(resumed(tmp_path / "stopped"), undisturbed)
 
 
