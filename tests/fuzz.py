@@ -32,7 +32,7 @@ from tensorboard import errors as tensorboard_errors
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-from vgrad_torch import checkpoints, data, training
+from vgrad_torch import checkpoints, data, seals, training
 from vgrad_torch.checksum import masked_crc32c
 from vgrad_torch.choices import UsageError
 from vgrad_torch.plugin.reader import Place, Reader
@@ -205,7 +205,7 @@ def forged_archive(trial: Trial) -> None:
 
 def forged_content(trial: Trial) -> None:
     """Another value, type, shape or key somewhere, written as we write it."""
-    content = dict(checkpoints.unseal(trial.checkpoint.read_bytes()))
+    content = dict(seals.unseal(trial.checkpoint.read_bytes()))
     content["snapshots"] = [json.loads(text) for text in content["snapshots"]]
     content["progress"] = json.loads(content["progress"])
     part = trial.chance.choice(list(content))
@@ -215,7 +215,7 @@ def forged_content(trial: Trial) -> None:
         content["snapshots"] = [_json(snapshot) for snapshot in snapshots]
     if isinstance(progress := content.get("progress"), dict):
         content["progress"] = _json(progress)
-    trial.checkpoint.write_bytes(checkpoints.seal(content))
+    trial.checkpoint.write_bytes(seals.seal(content))
     trial.resume()
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 
-from vgrad_torch import checkpoints, recipes, training
+from vgrad_torch import checkpoints, recipes, seals, training
 from vgrad_torch.checkpoints import begun
 from vgrad_torch.cli import main
 from vgrad_torch.files import write_whole
@@ -233,31 +233,31 @@ def test_what_was_logged_before_a_fault_is_kept_and_the_fault_is_remembered(tmp_
 
 
 def other_version(path: Path) -> None:
-    content = dict(checkpoints.unseal(path.read_bytes()))
-    path.write_bytes(checkpoints.seal({**content, "version": 2}))
+    content = dict(seals.unseal(path.read_bytes()))
+    path.write_bytes(seals.seal({**content, "version": 2}))
 
 
 def of_another_optimizer(path: Path) -> None:
-    content = dict(checkpoints.unseal(path.read_bytes()))
+    content = dict(seals.unseal(path.read_bytes()))
     for state in content["optimizer"]["state"].values():
         state["momentum_buffer"] = state.pop("square_avg")
-    path.write_bytes(checkpoints.seal(content))
+    path.write_bytes(seals.seal(content))
 
 
 def of_another_network(path: Path) -> None:
-    content = dict(checkpoints.unseal(path.read_bytes()))
+    content = dict(seals.unseal(path.read_bytes()))
     content["model"] = {name: value[:1] for name, value in content["model"].items()}
-    path.write_bytes(checkpoints.seal(content))
+    path.write_bytes(seals.seal(content))
 
 
 def with_a_log_elsewhere(path: Path) -> None:
-    content = dict(checkpoints.unseal(path.read_bytes()))
+    content = dict(seals.unseal(path.read_bytes()))
     elsewhere = path.parent.parent / "precious-tfevents"
     elsewhere.write_bytes(b"precious")
     progress = json.loads(content["progress"])
     progress["log"] |= {"file": "../precious-tfevents", "size": 0}
     content["progress"] = json.dumps(progress)
-    path.write_bytes(checkpoints.seal(content))
+    path.write_bytes(seals.seal(content))
 
 
 def a_folder(path: Path) -> None:
@@ -271,7 +271,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit": (lambda path: path.write_bytes(b"p" + path.read_bytes()[1:]), "it is damaged, or"),
     "torch's": (lambda path: torch.save({"model": torch.zeros(3)}, path), "it is damaged, or"),
     "pickled": (lambda path: path.write_bytes(fuzz.sealed(pickle.dumps([1, 2]))), "cannot be used: "),
-    "keys": (lambda path: path.write_bytes(checkpoints.seal({"model": 1})), "cannot be used: 'version'"),
+    "keys": (lambda path: path.write_bytes(seals.seal({"model": 1})), "cannot be used: 'version'"),
     "version": (other_version, "it is of version 2, this reads 1"),
     "optimizer": (of_another_optimizer, "it is of another optimizer: parameter 0 has {"),
     "network": (of_another_network, "Error(s) in loading state_dict for Sequential: size mismatch for"),

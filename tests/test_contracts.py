@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
     {"checksum", "choices", "untouched", "files", "plain", "signals"},
-    {"truncation"},
+    {"truncation", "seals"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},

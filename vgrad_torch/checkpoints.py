@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from vgrad_torch.monitor import Memory, Monitor
 from vgrad_torch.plain import plain, typed
 from vgrad_torch.recipes import TrainConfig, make_optimizer, read_config
 from vgrad_torch.records import Snapshot
+from vgrad_torch.seals import seal, unseal, usable
 from vgrad_torch.writer import Position
 
 FILE = "checkpoint.pt"
@@ -92,7 +90,7 @@ def begun(folder: Path) -> Begun:
         return Begun(folder, config, None, {})
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    with _usable(path):
+    with usable(path):
         tensors = unseal(content)
         if tensors["version"] != VERSION:
             raise ValueError(f"it is of version {tensors['version']!r}, this reads {VERSION}")
@@ -180,7 +178,7 @@ class Checkpoints:
             same = "which was trained on other samples of the same number"
             changed = same if str(progress.data) == str(self._data) else was
             raise UsageError(f"the data set is no longer that of {begun.folder}, {changed}; put it back")
-        with _usable(self._path):
+        with usable(self._path):
             self._check(progress, progress.monitor)
             self._model.load_state_dict(kept["model"])
             self._optimizer.load_state_dict(self._checked(kept["optimizer"]))
@@ -245,34 +243,3 @@ def _outline(value: Any, shape: torch.Size) -> str:
         return type(value).__name__
     like = "one" if value.dim() == 0 else "each" if value.shape == shape else str(list(value.shape))
     return f"{like} {value.dtype}"
-
-
-def seal(content: Mapping[str, Any]) -> bytes:
-    """What `torch.load` reads, and the SHA-256 of it behind."""
-    written = io.BytesIO()
-    torch.save(dict(content), written)
-    return written.getvalue() + hashlib.sha256(written.getbuffer()).digest()
-
-
-def unseal(sealed: bytes) -> Mapping[str, Any]:
-    """What was sealed; no code in it is ever run.
-
-    Raises:
-        ValueError: it is not whole, or was never sealed.
-        Exception: of any kind, from torch, if it was sealed by someone else's hand.
-    """
-    content, digest = sealed[:-32], sealed[-32:]
-    if hashlib.sha256(content).digest() != digest:
-        raise ValueError("it is damaged, or was not written by vgrad train")
-    loaded: Mapping[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return loaded
-
-
-@contextmanager
-def _usable(path: Path) -> Iterator[None]:
-    """Turn whatever torch says of a file that is not ours into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{path} cannot be used: {words[:200]}") from error
