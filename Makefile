@@ -6,7 +6,7 @@ BIN := .venv/bin
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
 VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
-	NPROC SEEDS JOBS BACKEND
+	RESUME NPROC SEEDS JOBS BACKEND
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
@@ -16,7 +16,7 @@ NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
 	$(call flag,BATCH,batch) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
-	$(call flag,MONITOR,monitor) $(call flag,NAME,name)
+	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,RESUME,resume)
 SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 TRAIN = exec $(BIN)/vgrad train
 ifneq ($(filter NPROC,$(GIVEN)),)
@@ -37,12 +37,14 @@ help: ## this help
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR NPROC"
 	@echo "  make sweep takes several values, ACT=sigmoid,tanh,relu LR=0.1,0.01, of DATA ACT INIT NORM GAIN OPT LR; SEEDS=5 JOBS=2 BACKEND"
 	@echo
+	@echo "  RESUME=runs/x goes on with a run that was interrupted"
+	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
 install: .venv/installed ## set up .venv with what training needs
 
 train: .venv/installed ## train a network and log its gradients into runs/ (NPROC=4: in four processes)
-	@VGRAD_MAKE=1 $(TRAIN) $(FLAGS) "--runs=$$VGRAD_RUNS"
+	@VGRAD_MAKE=1 $(TRAIN) $(FLAGS) $(if $(and $(filter RESUME,$(GIVEN)),$(RESUME)),,"--runs=$$VGRAD_RUNS")
 
 sweep: .venv/installed ## train a grid of networks and compare them; one that was stopped goes on where it was
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"

@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vgrad_torch"
 
 LEVELS = [
-    {"checksum", "choices", "launch", "untouched", "words"},
-    {"shards"},
+    {"checksum", "choices", "launch", "untouched", "words", "files", "plain", "signals"},
+    {"shards", "truncation", "seals"},
     {"records", "stats", "schedule", "initializers", "activations", "hooks", "data", "plugin", "plugin.metadata"},
     {"moments"},
     {"propagation", "criticality"},
@@ -24,6 +24,7 @@ LEVELS = [
     {"monitor", "checkup", "mends", "figures"},
     {"whatif", "report"},
     {"evaluation", "recipes", "comparison"},
+    {"checkpoints"},
     {"training", "page"},
     {"terminal", "cells"},
     {"summary"},

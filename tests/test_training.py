@@ -64,15 +64,15 @@ def test_bad_values_are_refused_in_a_sentence(given: dict[str, Any], words: str)
         recipe("digits", **given)
 
 
-def test_a_run_leaves_its_config_and_one_event_file(tmp_path: Path) -> None:
+def test_a_run_leaves_its_checkpoint_its_config_and_one_event_file(tmp_path: Path) -> None:
     result = training.run(short(tmp_path))
     assert result.folder == tmp_path / "digits-relu-he-s0"
     config = json.loads((result.folder / "config.json").read_text())
     assert (config["data"], config["act"], config["hidden"], config["seed"]) == ("digits", "relu", [16, 8], 0)
     names = sorted(path.name for path in result.folder.iterdir())
-    assert names[0] == "config.json"
-    assert len(names) == 2
-    assert "tfevents" in names[1]
+    assert names[:2] == ["checkpoint.pt", "config.json"]
+    assert len(names) == 3
+    assert "tfevents" in names[2]
 
 
 def test_a_second_run_of_the_same_name_gets_a_number(tmp_path: Path) -> None:

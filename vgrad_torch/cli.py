@@ -16,7 +16,7 @@ from vgrad_torch.choices import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it did its work, 2 with one sentence on stderr if it cannot, 130 after Ctrl-C.
+    """Run one command; 0 if it did its work, 2 with one sentence on stderr if it cannot, 130 after Ctrl-C, 143 SIGTERM.
 
     3 if the verdict is among those of `--fail-on`.
     """
@@ -96,6 +96,7 @@ def _add_train(parsers: Any) -> None:
     _add_fail_on(look)
     look.add_argument("--name", type=_name, help="the run's folder (default: data-act-init-seed)")
     look.add_argument("--runs", type=_folder, help="folder of all runs (default: runs)")
+    look.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, where it was interrupted")
 
 
 def _add_sweep(parsers: Any) -> None:

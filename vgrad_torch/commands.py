@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vgrad_torch import launch
@@ -47,16 +48,27 @@ def train(options: argparse.Namespace) -> int:
     from vgrad_torch import recipes, training
     from vgrad_torch.team import team
 
-    given = {name: getattr(options, name) for name in _FLAGS if name != "data"}
-    config = recipes.recipe(options.data or "digits", **given)
+    given = {name: getattr(options, name) for name in _FLAGS}
+    begun = None if options.resume is None else _begun(options.resume, given)
+    if begun and begun.finished:  # what was asked for is there: no failure
+        print(f"The run {options.resume} is finished after {begun.config.epochs} epochs; nothing is left to train.")
+        return 0
+    if begun is None:
+        config = recipes.recipe(**{**given, "data": options.data or "digits"})
+        begun = _cut_short(config, given)
+    if begun is not None:
+        config, given = begun.config, recipes.departures(begun.config)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
     display = _Display(config, console, pattern)
     try:
         with display:
             result = training.run(
-                config, say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
-                team=team(),
+                config, begun=begun, team=team(),
+                say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
             )  # fmt: skip
+    except training.Stopped as stopped:
+        complain(f"{stopped}; go on with: {_command('train', {'resume': stopped.folder})}")
+        return 128 + stopped.number
     except training.NonFiniteError as error:
         complain(f"{error}. Training stopped, the log up to there is kept; try a smaller --lr")
         return 3 if "non-finite" in options.fail_on else 2
@@ -64,8 +76,34 @@ def train(options: argparse.Namespace) -> int:
     if result.monitor.writer.fault:
         print(f"vgrad: the log is not whole: {result.monitor.writer.fault}", file=sys.stderr)
         return 1
-    _print_next(options, config, console)
+    _print_next({**given, "runs": str(result.folder.parent)}, config, console)
     return 3 if result.diagnosis.verdict in options.fail_on else 0
+
+
+def _begun(folder: str, given: Mapping[str, Any]) -> Any:
+    """The run to go on with; an option beside it must say what its config says, but for where the data are."""
+    from dataclasses import replace
+
+    from vgrad_torch import checkpoints
+
+    begun = checkpoints.begun(Path(folder))
+    for name, value in given.items():
+        was = getattr(begun.config, name)
+        if value not in (None, was) and name != "data_dir":
+            words = f"the run {folder} was begun with {was}, and goes on as it began"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {words}; leave it out, or start a new run")
+    return replace(begun, config=replace(begun.config, data_dir=given["data_dir"] or begun.config.data_dir))
+
+
+def _cut_short(config: Any, given: Mapping[str, Any]) -> Any:
+    """The run that torchrun starts these processes anew for, if it had begun."""
+    if not launch.restarted():
+        return None
+    from vgrad_torch import training
+
+    folder = training.newest_folder(config)
+    begun = folder and _begun(str(folder), given)
+    return None if not begun or begun.finished else begun
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -166,7 +204,8 @@ class _Display:
         self._console.print(line, markup=False)
 
     def start(self, folder: Any, epoch: Any) -> None:
-        self.say(f"run {folder}: {_summary(self._config)}")
+        where = f" goes on after epoch {epoch.number}" if epoch.number else ""
+        self.say(f"run {folder}{where}: {_summary(self._config)}")
         self._show(epoch, None)
 
     def epoch(self, epoch: Any, monitor: Any) -> None:
@@ -226,11 +265,11 @@ def _print_result(result: Any, console: Any) -> None:
     console.print(f"\nLogged in {result.folder}.", markup=False)
 
 
-def _print_next(options: argparse.Namespace, config: Any, console: Any) -> None:
+def _print_next(given: Mapping[str, Any], config: Any, console: Any) -> None:
     """What to type next: this run's command with another activation or other weights."""
     other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
-    rows = [(_command("board", {"runs": options.runs}), "see the histograms in TensorBoard")]
-    given = {name: getattr(options, name) for name in _FLAGS if name != "name"}
+    rows = [(_command("board", {"runs": given["runs"]}), "see the histograms in TensorBoard")]
+    given = {name: given.get(name) for name in _FLAGS if name != "name"}
     if config.hidden:
         rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
     if config.hidden and config.init != "he":
@@ -250,11 +289,12 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
     for option, value in options.items():
         if value is None or value == defaults.get(option):
             continue
+        variable = _FLAGS.get(option, option.upper())
         if value is True:
-            words.append(f"{_FLAGS[option]}=1" if words[0] == "make" else f"--{option}")
+            words.append(f"{variable}=1" if words[0] == "make" else f"--{option}")
             continue
-        text = shlex.quote(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-        words.append(f"{_FLAGS[option]}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
+        text = shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+        words.append(f"{variable}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
     return " ".join(words)
 
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,26 @@ _APART = (
     "the ranks cannot put their samples together inside join(), nor after destroy_process_group(): from here on only "
     "weights, weight gradients and updates are shown"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a monitor carries from step to step, so that another one can go on; the schedules are not in it.
+
+    `stride` and `seen` are how the history was thinned, `unprofiled` is the last snapshot without a depth profile and
+    `profiled` the step of the last with one.
+    """
+
+    step: int
+    snapshots: tuple[Snapshot, ...]
+    stride: int
+    seen: int
+    losses: tuple[float, ...]
+    nonfinite: str | None
+    verdict: str
+    warned: tuple[str, ...]
+    unprofiled: Snapshot | None
+    profiled: int | None
 
 
 class Monitor:
@@ -79,6 +100,7 @@ class Monitor:
         self._warned: set[str] = set()
         self._scaler = scaler
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
+        self._profiled: int | None = None
         self._handles: list[Any] = []
         self._entered = False
 
@@ -106,6 +128,23 @@ class Monitor:
                 self._write_verdict(self._judged())
         finally:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
+
+    @property
+    def memory(self) -> Memory:
+        """All that `restore` needs, between two steps."""
+        return Memory(
+            self.step, tuple(self.history), *self.history.thinned, tuple(self.losses), self.nonfinite, self._verdict,
+            tuple(sorted(self._warned)), self._unprofiled, self._profiled,
+        )  # fmt: skip
+
+    def restore(self, memory: Memory) -> None:
+        """Go on, once entered, as the monitor would have whose memory this is; the schedules must be alike."""
+        self.step, self.nonfinite, self._verdict = memory.step, memory.nonfinite, memory.verdict
+        self.history = History.restored(memory.snapshots, memory.stride, memory.seen)
+        self.losses, self._warned = list(memory.losses), set(memory.warned)
+        self._unprofiled, self._profiled = memory.unprofiled, memory.profiled
+        if memory.profiled is not None:  # of what was asked before, the schedule keeps no more than this
+            self._depth_profiles(memory.profiled)
 
     @property
     def cost(self) -> float:
@@ -257,6 +296,7 @@ class Monitor:
         if histograms:
             self._unprofiled = snapshot
             if self._depth_profiles(self.step):
+                self._profiled = self.step
                 self._write_depth_profile()
                 self.diagnose()
 
@@ -352,7 +392,7 @@ def watch(
         optimizer: the one that trains it. A sample is one of its steps: weight gradients are read just before it
             (accumulated, and clipped if you clip), the update is measured across it.
         logdir: folder for a TensorBoard event file. With neither this nor `writer`, only `history` is kept.
-        writer: your own `SummaryWriter`, used instead of `logdir`; it is not closed.
+        writer: your own `SummaryWriter`, used instead of `logdir`; it is not closed. Or a `Writer`, which is.
         every: sample every n-th optimizer step, from step 0 on, or the steps that a function of the step says yes to.
             None thins the samples so that looking costs at most `budget` of the wall time; of several ranks, rank 0
             says at each sample at which step comes the next, by its own clock.
@@ -409,7 +449,7 @@ def watch(
 
 def _sink(logdir: str | Path | None, writer: Any, ranks: Ranks) -> Writer:
     """Where the log goes; of several ranks' only that of rank 0."""
-    borrowed = None if writer is None else Writer.onto(writer)
+    borrowed = writer if writer is None or isinstance(writer, Writer) else Writer.onto(writer)
     if ranks.rank > 0:
         return Writer(None)
     if borrowed is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vgrad_torch.choices import UsageError, choose
+from vgrad_torch.files import write_whole
 from vgrad_torch.mlp import NORMS
+from vgrad_torch.plain import plain, typed
 
 _MANY = 10**9
 
@@ -118,10 +122,55 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
     return TrainConfig(data=data, **values)
 
 
+CONFIG = "config.json"
+"""Where a run's folder keeps its config, and the version of torch that it began with."""
+
+
+def write_config(config: TrainConfig, folder: Path) -> None:
+    """Write the config into the run's folder."""
+    content = {**plain(config), "torch": str(torch.__version__)}
+    try:
+        write_whole(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose another --runs") from None
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """Read what `write_config` wrote.
+
+    Raises:
+        UsageError: the folder holds no config, or none that this version understands.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_bytes())
+        given = {key: value for key, value in content.items() if key != "torch"}
+        config: TrainConfig = typed(TrainConfig, given)
+    except (FileNotFoundError, NotADirectoryError):
+        wanted = "name the folder of a run, as in runs/digits-relu-uniform-s0"
+        raise UsageError(f"{folder} holds no {CONFIG}, so it is no run to go on with; {wanted}") from None
+    except (UsageError, OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = "it holds no named values" if isinstance(error, AttributeError) else " ".join(str(error).split())
+        raise UsageError(f"{path} cannot be used ({reason}): it is damaged, or of another version") from None
+    return config
+
+
 _COMMON: Mapping[str, Any] = {
     "act": "relu", "norm": None, "residual": False, "gain": 1.0, "bias": 0.0, "clip": None, "seed": 0, "every": None,
     "name": None, "runs": "runs", "data_dir": None,
 }  # fmt: skip
+
+
+def departures(config: TrainConfig) -> dict[str, Any]:
+    """What a config has unlike the recipe of its data set: given to `recipe`, it makes the same config.
+
+    >>> departures(recipe("circles", act="tanh", lr=0.5))
+    {'data': 'circles', 'act': 'tanh', 'lr': 0.5}
+    """
+    usual, values = plain(recipe(config.data, optimizer=config.optimizer)), plain(config)
+    usual["optimizer"] = recipe(config.data).optimizer
+    usual["name"] = recipe(**{key: value for key, value in values.items() if key != "name"}).name
+    return {key: getattr(config, key) for key, value in values.items() if key == "data" or value != usual[key]}
 
 
 def _dials(values: Mapping[str, Any]) -> Iterator[str]:

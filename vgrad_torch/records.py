@@ -264,6 +264,21 @@ class History:
         self._stride = 1
         self._seen = 0
 
+    @classmethod
+    def restored(cls, snapshots: Sequence[Snapshot], stride: int, seen: int) -> History:
+        """The history that held these and was `thinned` like this."""
+        history = cls()
+        history._kept, history._stride, history._seen = list(snapshots), stride, seen
+        if seen and (seen - 1) % stride:
+            history._newest = [history._kept.pop()]
+        history._kept_layers = sum(len(kept.layers) for kept in history._kept)
+        return history
+
+    @property
+    def thinned(self) -> tuple[int, int]:
+        """Every how many-th snapshot is kept, and how many there were."""
+        return self._stride, self._seen
+
     def append(self, snapshot: Snapshot) -> None:
         """Add the next snapshot."""
         if self._seen % self._stride == 0:

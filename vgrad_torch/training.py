@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vgrad_torch.checkpoints import Begun, Checkpoints
 from vgrad_torch.choices import UsageError
 from vgrad_torch.data import Dataset, Progress, batches, load
 from vgrad_torch.diagnosis import Diagnosis, first_nonfinite
@@ -23,13 +24,15 @@ from vgrad_torch.mlp import build_mlp
 from vgrad_torch.monitor import Monitor, watch
 from vgrad_torch.plain_mlp import expected
 from vgrad_torch.plugin import metadata as names
-from vgrad_torch.recipes import TrainConfig, hyperparameters, make_optimizer
+from vgrad_torch.recipes import TrainConfig, hyperparameters, make_optimizer, write_config
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.sample import Sample
 from vgrad_torch.schedule import Schedule
+from vgrad_torch.signals import Wish
 from vgrad_torch.team import ALONE, Team
 from vgrad_torch.team import Batches as Batches
 from vgrad_torch.theory import Prediction
+from vgrad_torch.writer import Position, Writer
 
 
 def train(
@@ -42,22 +45,26 @@ def train(
     training_batches: Batches,
     epochs: int,
     on_epoch: Callable[[Epoch], None],
+    on_step: Callable[[], None] = lambda: None,
     clip: float | None = None,
+    first: int = 1,
+    skip: int = 0,
     team: Team = ALONE,
     parallel: nn.Module | None = None,
 ) -> None:
     """The training loop. The monitor needs no call in it: its hooks look, on the steps it chose.
 
-    Of several processes each calls this with its share of the batches, and `parallel` is the model as their `team`
-    trains it; rank 0 alone evaluates.
+    A run that goes on begins with the epoch `first`, of which `skip` batches were trained on before. Of several
+    processes each calls this with its share of the batches, and `parallel` is the model as their `team` trains it;
+    rank 0 alone evaluates.
 
     Raises:
         NonFiniteError: when the loss is NaN or infinite; the step that would have followed is not taken.
     """
     forward = parallel or model
-    for number in range(1, epochs + 1):
+    for number in range(first, epochs + 1):
         start, samples = time.perf_counter(), 0
-        for x, y in training_batches():
+        for x, y in islice(training_batches(), skip if number == first else 0, None):
             optimizer.zero_grad()
             loss = loss_fn(forward(x), y)
             if not team.all(loss.isfinite()):
@@ -68,6 +75,7 @@ def train(
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             samples += len(x) * team.size
+            on_step()
         seconds = time.perf_counter() - start
         score = team.first(lambda: scores(model, data, loss_fn))
         epoch = Epoch(number, monitor.step, *score, seconds, samples / seconds)
@@ -75,6 +83,14 @@ def train(
         if not math.isfinite(epoch.train.loss):  # the epoch's last update did it
             raise NonFiniteError(find_nonfinite(model, loss_fn, data.x_train, data.y_train, monitor))
         on_epoch(epoch)
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the training behind a step; `run` can go on from there. `number` is the signal's."""
+
+    def __init__(self, number: int, folder: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step:,}")
+        self.number, self.folder = number, folder
 
 
 class NonFiniteError(ArithmeticError):
@@ -123,6 +139,7 @@ class Result:
 def run(
     config: TrainConfig,
     *,
+    begun: Begun | None = None,
     say: Progress = lambda line: None,
     on_start: Callable[[Path, Epoch], None] = lambda folder, epoch: None,
     on_epoch: Callable[[Epoch, Monitor], None] = lambda epoch, monitor: None,
@@ -131,41 +148,72 @@ def run(
 ) -> Result:
     """Train as `config` says and log into a new folder; `say`, `on_start`, `on_epoch`, `on_sample` are for showing it.
 
+    Or go on with a run that was `begun`: it ends with the very weights and log that it would have had uninterrupted.
     A team shares each batch, and rank 0 writes.
 
     Raises:
-        UsageError: the config asks for what cannot be had.
+        UsageError: the config asks for what cannot be had, or the checkpoint does not fit it.
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
+        Stopped: Ctrl-C or SIGTERM came, and the step is finished and kept.
     """
     team.check_alike({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # each host has its own
     setup = team.together(lambda: set_up(config, say, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
-    folder = team.first(lambda: new_folder(config))
+    folder = team.first(lambda: begun.folder if begun else new_folder(config))
+    checkpoints = Checkpoints(folder, config, data, model, optimizer, setup.generator, keeps=team.rank == 0)
+    done = team.together(lambda: checkpoints.restore(begun)) if begun else None
     parallel = team.parallel(model)
-    keras = config.data == "circles"
-    sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=keras)
-    epochs = [Epoch(0, 0, *team.first(lambda: scores(model, data, loss_fn)))]
-    options: dict[str, Any] = {"every": sampled, "histograms": histograms, "on_sample": on_sample}
-    with team.together(lambda: watch(parallel, optimizer, logdir=folder, **options)) as monitor:
-        tags = layer_tags(model)
-        first = names.layer_tag("gradient_log10_rms", tags[0])
-        monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epochs[0]), first])
-        monitor.writer.scalars(epoch_scalars(epochs[0]), 0)
-        if theory := expected(model, data.x_train[: config.batch]):
-            monitor.writer.theory(tags, theory_columns(theory))
-        monitor.losses.append(epochs[0].train.loss)
-        on_start(folder, epochs[0])
+    epochs = list(done.epochs) if done else [Epoch(0, 0, *team.first(lambda: scores(model, data, loss_fn)))]
+    if not done:
+        checkpoints.save(epochs)  # before the log is begun: who finds it knows that the log may be begun anew
+    sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
+    writer = team.together(lambda: _writer(folder, done.log if done else None, team))
+    monitor = watch(parallel, optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
+    if done and done.monitor:
+        monitor.restore(done.monitor)
 
-        def record(epoch: Epoch) -> None:
-            epochs.append(epoch)
-            monitor.losses.append(epoch.train.loss)
-            on_epoch(epoch, monitor)
+    def record(epoch: Epoch) -> None:
+        epochs.append(epoch)
+        monitor.losses.append(epoch.train.loss)
+        on_epoch(epoch, monitor)
+        checkpoints.save(epochs, monitor)
 
+    def stop_if_asked() -> None:
+        if not team.all(torch.tensor(wish.number is None, device=team.device)):
+            checkpoints.save(epochs, monitor, inside=True)
+            writer.leave()
+            raise Stopped(next(filter(None, team.gather(wish.number))), folder, monitor.step)
+
+    with monitor, Wish() as wish:
+        if not done:
+            begin_log(monitor, setup, config, epochs[0])
+            checkpoints.save(epochs, monitor)
+        on_start(folder, epochs[-1])
         train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=config.epochs, clip=config.clip,
-            training_batches=team.share(setup.batches), on_epoch=record, team=team, parallel=parallel,
+            training_batches=team.share(setup.batches), first=len(epochs), skip=monitor.step - epochs[-1].step,
+            on_epoch=record, on_step=stop_if_asked, team=team, parallel=parallel,
         )  # fmt: skip
+    checkpoints.save(epochs, monitor, finished=True)
     return Result(config, folder, model, monitor, epochs, monitor.diagnose())
+
+
+def _writer(folder: Path, log: Position | None, team: Team) -> Writer:
+    if team.rank > 0:
+        return Writer(None)
+    return Writer.continued(folder, log) if log else Writer(folder)
+
+
+def begin_log(monitor: Monitor, setup: Setup, config: TrainConfig, epoch: Epoch) -> None:
+    """Write what stands before all samples."""
+    tags = layer_tags(setup.model)
+    first = names.layer_tag("gradient_log10_rms", tags[0])
+    monitor.writer.layout(monitor.ranks.size)
+    monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epoch), first])
+    monitor.writer.scalars(epoch_scalars(epoch), 0)
+    if theory := expected(setup.model, setup.data.x_train[: config.batch]):
+        monitor.writer.theory(tags, theory_columns(theory))
+    monitor.losses.append(epoch.train.loss)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,6 +227,8 @@ class Setup:
     steps: int
     """Optimizer steps of an epoch."""
     batches: Batches
+    generator: torch.Generator
+    """What the batches' order is drawn from."""
 
 
 def set_up(config: TrainConfig, say: Progress = lambda line: None, team: Team = ALONE) -> Setup:
@@ -189,7 +239,8 @@ def set_up(config: TrainConfig, say: Progress = lambda line: None, team: Team = 
     widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
     model = _built(widths, config, generator).to(team.device)
     optimizer = make_optimizer(model, config)
-    return Setup(data, model, loss_function(data.classes), optimizer, *feeding(config, data, generator, team.size))
+    feeds = feeding(config, data, generator, team.size)
+    return Setup(data, model, loss_function(data.classes), optimizer, *feeds, generator)
 
 
 def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
@@ -262,17 +313,16 @@ def new_folder(config: TrainConfig) -> Path:
             raise UsageError(f"cannot make the folder {folder}: a file is in its way; choose another name") from None
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --runs") from None
-        _write_config(config, folder)
+        write_config(config, folder)
         return folder
     raise UsageError(f"{runs} holds 9,999 runs named {config.name}; clear some, or choose another name")
 
 
-def _write_config(config: TrainConfig, folder: Path) -> None:
-    content = {**dataclasses.asdict(config), "torch": str(torch.__version__)}
-    try:
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose another --runs") from None
+def newest_folder(config: TrainConfig) -> Path | None:
+    """The last folder that `new_folder` made for this config's name; None if there is none."""
+    made = [config.name, *(f"{config.name}-{number}" for number in range(2, 10_000))]
+    folders = takewhile(Path.is_dir, (Path(config.runs) / name for name in made))
+    return deque(folders, maxlen=1).pop() if (Path(config.runs) / config.name).is_dir() else None
 
 
 def layer_tags(model: nn.Sequential) -> list[str]:

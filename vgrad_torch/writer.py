@@ -17,7 +17,9 @@ import struct
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -39,6 +41,7 @@ from vgrad_torch.checksum import masked_crc32c
 from vgrad_torch.choices import UsageError
 from vgrad_torch.plugin import metadata as names
 from vgrad_torch.records import Histogram, Snapshot
+from vgrad_torch.truncation import claim, cut
 
 LOG_EXPONENTS = range(-52, 10, 2)
 """Edges of the log10 histograms are log10(2**e) of these: 30 buckets, the 30 that TensorBoard draws."""
@@ -50,11 +53,26 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _file_numbers = itertools.count()
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a log has come, so that another writer can go on there.
+
+    `size` bytes of the event file `file` are whole events; `flows` are the sets of layers whose tags are known.
+    """
+
+    file: str
+    size: int
+    flows: tuple[tuple[str, ...], ...]
+    in_session: bool
+    fault: str | None
+
+
 class Writer:
     """Writes the events of one run into `logdir`, or `onto` a `SummaryWriter` of the user's; into None nothing."""
 
     def __init__(self, logdir: str | os.PathLike[str] | None) -> None:
-        self._sink: Sink | None = None if logdir is None else _open(logdir)
+        self._file = None if logdir is None else _open(logdir)
+        self._sink: Sink | None = self._file
         self.fault: str | None = None
         """What ended the log before its time."""
         self._flow_tags: dict[tuple[str, ...], str] = {}
@@ -69,6 +87,41 @@ class Writer:
         writer = cls(None)
         writer._sink = _Borrowed(summary_writer)
         return writer
+
+    @classmethod
+    def continued(cls, folder: Path, position: Position) -> Writer:
+        """Go on where another writer was: what its file holds behind that is cut off.
+
+        If that file is gone or damaged, a new one is begun, and `fault` says so.
+
+        Raises:
+            UsageError: another process is writing to it, or it cannot be written.
+        """
+        writer = cls(None)
+        whole = cut(folder / position.file, position.size)
+        writer._file = writer._sink = _open(folder, position.file if whole else None)
+        writer._flow_tags = {layers: names.flow_tag(n) for n, layers in enumerate(position.flows, 1)} if whole else {}
+        writer._in_session = position.in_session
+        gone = None if whole else f"what was logged before is missing, as {position.file} is gone or damaged"
+        writer.fault = position.fault or gone
+        return writer
+
+    def position(self) -> Position | None:
+        """How far the log has come, and all of it is on the disk; None if it goes into no file of our own."""
+        if self._file is None:
+            return None
+        if self._sink is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._give_up(error)
+        name, flows = os.path.basename(self._file.place), tuple(self._flow_tags)
+        return Position(name, self._file.size, flows, self._in_session, self.fault)
+
+    def leave(self) -> None:
+        """Write no more, and leave the HParams session open: the run is to go on later."""
+        self._in_session = False
+        self.close()
 
     def snapshot(
         self, snapshot: Snapshot, *, histograms: bool, scalars: Mapping[str, float] = MappingProxyType({})
@@ -132,11 +185,15 @@ class Writer:
         try:
             self._sink.add(values, step, wall_time or time.time())
         except OSError as error:
-            broken, self._sink = self._sink, None
+            self._give_up(error, f", since step {step}")
+
+    def _give_up(self, error: OSError, since: str = "") -> None:
+        broken, self._sink = self._sink, None
+        if broken is not None:
             broken.close()
             problem = f"cannot log to {broken.place}: {error.strerror or error}"
-            self.fault = f"{problem}, since step {step}"
-            warnings.warn(f"{problem}; training goes on without logging", RuntimeWarning, stacklevel=2)
+            self.fault = f"{problem}{since}"
+            warnings.warn(f"{problem}; training goes on without logging", RuntimeWarning, stacklevel=3)
 
     def _flow(self, snapshot: Snapshot) -> Any:
         """TensorBoard keeps the first metadata of a tag, so each set of layers has a tag of its own."""
@@ -166,15 +223,21 @@ class Sink(Protocol):
 
 
 class _EventFile(io.FileIO):
-    """A new event file, unbuffered and without a thread: what `add` returned from survives a `kill -9`."""
+    """An event file, unbuffered and without a thread: what `add` returned from survives a `kill -9`.
 
-    def __init__(self, folder: str) -> None:
+    It is a new one, or the one called `name`, to which is appended. `size` is how much of it are whole events.
+    """
+
+    def __init__(self, folder: str, name: str | None = None) -> None:
         os.makedirs(folder, exist_ok=True)
         unique = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
-        self.place = os.path.join(folder, f"events.out.tfevents.{unique}")
-        super().__init__(self.place, "xb")
+        self.place = os.path.join(folder, name or f"events.out.tfevents.{unique}")
+        super().__init__(self.place, "ab" if name else "xb")
+        self.size = self.tell()
         try:
-            self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            claim(self.fileno())
+            if not name:
+                self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         except OSError:
             self.close()
             raise
@@ -197,6 +260,7 @@ class _EventFile(io.FileIO):
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self.write(length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data)))
+        self.size += len(data) + 16
 
 
 class _Borrowed:
@@ -218,10 +282,10 @@ class _Borrowed:
         """Leave it open: it is not ours."""
 
 
-def _open(logdir: str | os.PathLike[str]) -> Sink:
+def _open(logdir: str | os.PathLike[str], name: str | None = None) -> _EventFile:
     folder = os.path.abspath(logdir)
     try:
-        return _EventFile(folder)
+        return _EventFile(folder, name)
     except OSError as error:
         raise UsageError(f"cannot write to the log folder {folder}: {error.strerror}; choose another one") from error
 
