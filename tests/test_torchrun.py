@@ -226,3 +226,21 @@ def test_two_hosts_train_as_one_process(hosts: list[str], alone: dict[str, Any],
     assert second[1] == ""
     assert_same_log(tmp_path / hosts[0], alone)
     assert not (tmp_path / hosts[1]).exists()
+
+
+def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    options = ["--act", "relu", "--init", "he", "--epochs", "12"]
+    assert main(["train", *options, "--runs", str(tmp_path / "alone")]) == 0
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    command = [*torchrun, "-m", "--", "vgrad_torch", "train", *options, "--runs", str(tmp_path / "killed")]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
+        until(process, "epoch  3/12")
+        os.kill(children(process.pid)[1], signal.SIGKILL)
+        rest, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "epoch 12/12" in rest
+    one, other = logged(tmp_path / "killed"), logged(tmp_path / "alone")
+    assert len(one[names.LOSS_TRAIN]) == 13
+    np.testing.assert_allclose(one[names.LOSS_TRAIN], other[names.LOSS_TRAIN], rtol=1e-3)
+    assert len(one[names.PLUGIN_NAME]) == 12

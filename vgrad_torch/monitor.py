@@ -47,7 +47,7 @@ class Memory:
     seen: int
     losses: tuple[float, ...]
     nonfinite: str | None
-    verdict: str
+    verdict: tuple[str, ...]
     warned: tuple[str, ...]
     unprofiled: Snapshot | None
     profiled: int | None
@@ -96,7 +96,7 @@ class Monitor:
         self._on_sample = on_sample
         self._sample: Sample | None = None
         self.nonfinite: str | None = None
-        self._written: Diagnosis | None = None
+        self._written: tuple[str, ...] = ()  # the last verdict in the log, in a word and whole
         self._warned: set[str] = set()
         self._scaler = scaler
         self._unprofiled: Snapshot | None = None  # the last one with histograms, until its depth profile is written
@@ -133,13 +133,13 @@ class Monitor:
     def memory(self) -> Memory:
         """All that `restore` needs, between two steps."""
         return Memory(
-            self.step, tuple(self.history), *self.history.thinned, tuple(self.losses), self.nonfinite, self._verdict,
+            self.step, tuple(self.history), *self.history.thinned, tuple(self.losses), self.nonfinite, self._written,
             tuple(sorted(self._warned)), self._unprofiled, self._profiled,
         )  # fmt: skip
 
     def restore(self, memory: Memory) -> None:
         """Go on, once entered, as the monitor would have whose memory this is; the schedules must be alike."""
-        self.step, self.nonfinite, self._verdict = memory.step, memory.nonfinite, memory.verdict
+        self.step, self.nonfinite, self._written = memory.step, memory.nonfinite, memory.verdict
         self.history = History.restored(memory.snapshots, memory.stride, memory.seen)
         self.losses, self._warned = list(memory.losses), set(memory.warned)
         self._unprofiled, self._profiled = memory.unprofiled, memory.profiled
@@ -160,7 +160,7 @@ class Monitor:
             UsageError: nothing was sampled yet.
         """
         found = self._judged()
-        if self._written is None or found.verdict != self._written.verdict:
+        if found.verdict not in self._written[:1]:
             self._write_verdict(found)
         return found
 
@@ -169,8 +169,8 @@ class Monitor:
 
     def _write_verdict(self, found: Diagnosis) -> None:
         """What already stands there is not written again."""
-        last, self._written = self._written, found
-        if last is None or (found.evidence.step, found.markdown()) != (last.evidence.step, last.markdown()):
+        before, self._written = self._written, (found.verdict, f"{found.evidence.step}: {found.markdown()}")
+        if self._written != before:
             self.writer.text(names.VERDICT, found.markdown(), found.evidence.step)
 
     def _begin_if_due(self) -> None:
