@@ -6,6 +6,7 @@ ended with other weights, another log, or without something that it had logged b
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -33,8 +34,10 @@ Event = tuple[Any, ...]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
+    """With one thread: another number of them adds in another order."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-m", "vgrad_torch", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process: subprocess.Popen[str]) -> None:

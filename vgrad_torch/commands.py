@@ -97,7 +97,7 @@ def _begun(folder: str, given: Mapping[str, Any]) -> Any:
 
 def _cut_short(config: Any, given: Mapping[str, Any]) -> Any:
     """The run that torchrun starts these processes anew for, if it had begun."""
-    if not launch.restarted():
+    if not launch.restarts():
         return None
     from vgrad_torch import training
 

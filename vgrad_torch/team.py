@@ -162,7 +162,11 @@ def gathered() -> Iterator[None]:
     device = _device(launch.place())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+    # the addresses of those that ended are still in the store
+    fresh = dist.PrefixStore(f"start {launch.restarts()}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
         dist.barrier(async_op=True).wait(_LAST_WORDS)
