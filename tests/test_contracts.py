@@ -30,6 +30,7 @@ LEVELS = [
     {"summary"},
     {"heatmap"},
     {"sweep"},
+    {"displays"},
     {"commands"},
     {"cli"},
     {"__main__"},

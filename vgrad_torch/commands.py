@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ def train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from vgrad_torch import recipes, training
+    from vgrad_torch.displays import RunDisplay
     from vgrad_torch.team import team
 
     given = {name: getattr(options, name) for name in _FLAGS}
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace) -> int:
     if begun is not None:
         config, given = begun.config, recipes.departures(begun.config)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
-    display = _Display(config, console, pattern)
+    display = RunDisplay(config, console, pattern)
     try:
         with display:
             result = training.run(
@@ -112,13 +112,14 @@ def sweep(options: argparse.Namespace) -> int:
 
     from vgrad_torch import summary
     from vgrad_torch import sweep as sweeps
+    from vgrad_torch.displays import SweepDisplay
 
     rest = ("hidden", "bias", "momentum", "weight_decay", "clip", "batch", "epochs", "every", "residual", "data_dir")
     axes = {axis: getattr(options, axis) for axis in options.axes}
     given = {name: getattr(options, name) for name in rest}
     grid = sweeps.grid(axes, options.seeds, name=options.name, runs=options.runs, **given)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
-    with _SweepDisplay(grid, console) as display:
+    with SweepDisplay(grid, console) as display:
         jobs = sweeps.cores() if options.jobs is None else options.jobs
         outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
     console.size = (max(console.width, 105), console.height)
@@ -126,129 +127,6 @@ def sweep(options: argparse.Namespace) -> int:
     for path in sweeps.write(grid, outcomes):
         console.print(f"Written: {path}", markup=False)
     return 0 if all(outcome.finished for outcome in outcomes) else 1
-
-
-class _SweepDisplay:
-    """A sweep while it goes on: a bar on a terminal, a line for each network elsewhere; what failed, always."""
-
-    def __init__(self, grid: Any, console: Any) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        found = grid.found()
-        self._console = console
-        self._failed = sum(outcome.error is not None for outcome in found)
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        self._progress = Progress(*columns, console=console, speed_estimate_period=600, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=len(grid.configs), completed=len(found))
-        self._started = time.monotonic()
-        self._new = 0
-        self._describe()
-        before = f", {len(found)} of them trained before" if found else ""
-        self.say(f"sweep {grid.folder}: {len(grid.configs)} networks{before}")
-
-    def __enter__(self) -> _SweepDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False)
-
-    def cell(self, outcome: Any) -> None:
-        self._new += 1
-        self._failed += outcome.error is not None
-        self._progress.advance(self._task)
-        self._describe()
-        name = outcome.config.name
-        if outcome.error is not None:
-            self.say(f"{self._counts()}  {name} failed: {outcome.error}")
-        elif not self._console.is_terminal:
-            self.say(f"{self._counts()}  {name}: accuracy {outcome.accuracy:.3f}, {outcome.verdict}")
-
-    def _describe(self) -> None:
-        self._progress.update(self._task, description=self._counts())
-
-    def _counts(self) -> str:
-        task = self._progress.tasks[0]
-        done, total = int(task.completed), int(task.total or 0)
-        words = f"{done}/{total} done, {self._failed} failed"
-        if not self._new or self._console.is_terminal:
-            return words
-        left = (time.monotonic() - self._started) / self._new * (total - done)
-        return f"{words}, {left:.0f} s left"
-
-
-class _Display:
-    """A run while it goes on: a live picture on a terminal, plain lines elsewhere."""
-
-    def __init__(self, config: Any, console: Any, pattern: re.Pattern[str] | None) -> None:
-        from rich.live import Live
-
-        self._config = config
-        self._console = console
-        self._pattern = pattern
-        self._verdict = ""
-        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
-
-    def __enter__(self) -> None:
-        if self._live is not None:
-            self._live.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
-
-    def start(self, folder: Any, epoch: Any) -> None:
-        where = f" goes on after epoch {epoch.number}" if epoch.number else ""
-        self.say(f"run {folder}{where}: {_summary(self._config)}")
-        self._show(epoch, None)
-
-    def epoch(self, epoch: Any, monitor: Any) -> None:
-        self._show(epoch, monitor.history[-1])
-        found = monitor.diagnose()
-        if found.verdict != self._verdict:
-            self._verdict = found.verdict
-            self.say(f"verdict at step {found.evidence.step:,}: {found.verdict}, {found.because}")
-
-    def _show(self, epoch: Any, snapshot: Any) -> None:
-        from vgrad_torch import terminal
-
-        if self._live is None:
-            self.say(terminal.epoch_line(epoch, self._config.epochs, snapshot))
-        else:
-            self._live.update(terminal.live_picture(epoch, self._config.epochs, snapshot, self._console))
-
-    def sample(self, snapshot: Any) -> None:
-        from vgrad_torch import terminal
-
-        if self._pattern is None:
-            return
-        lines = list(terminal.monitor_lines(snapshot, self._pattern))
-        if not lines and snapshot.step == 0:
-            names = f"{snapshot.layers[0].label}.weight_gradient"
-            self.say(f"--monitor {self._pattern.pattern!r} matches nothing; names are like {names}")
-        for line in lines:
-            self.say(line)
-
-
-def _summary(config: Any) -> str:
-    widths = "-".join(str(width) for width in config.hidden) or "none"
-    dials = {
-        f"{config.norm} norm": config.norm, "residual": config.residual, f"gain {config.gain:g}": config.gain != 1,
-        f"biases {config.bias:g}": config.bias, f"gradient clipped to {config.clip}": config.clip,
-    }  # fmt: skip
-    parts = [
-        config.data, f"hidden layers {widths}", config.act, f"{config.init} weights",
-        *(words for words, turned in dials.items() if turned),
-        f"{config.optimizer} lr {config.lr:g}", f"batch {config.batch}", f"{config.epochs} epochs",
-        f"seed {config.seed}",
-    ]  # fmt: skip
-    return ", ".join(parts)
 
 
 def _print_result(result: Any, console: Any) -> None:
