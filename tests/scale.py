@@ -23,7 +23,7 @@ from scale_model import Decoder, Work
 from vgrad_torch.distributed import merged
 from vgrad_torch.records import ACTIVATIONS, CODES, History, Snapshot
 from vgrad_torch.schedule import sparse_steps
-from vgrad_torch.stats import _BLOCK
+from vgrad_torch.stats import _DEVICE_BLOCK
 
 PAGE = Path(__file__).parent.parent / "runs" / "scale" / "README.md"
 
@@ -189,9 +189,9 @@ def _head(case: Case) -> str:
         decoder of the shape of Llama 3 70B on the meta device; its {case.layers} Linear layers are watched.
         Assumed:"""),
         "",
-        text("""- Every rank holds the whole model, as under `DistributedDataParallel`, which is all that `watch()`
-        knows. A model of this size must be sharded. Then a rank would look at its shards: the work on the weights is
-        divided by their number, the layers and what is sent and written for each stay.""", "  "),
+        text("""- Every rank holds the whole model, as under `DistributedDataParallel`: the dearest case. A model of this
+        size must be sharded, by `fully_shard` say. Then a rank looks at its shards: the work on the weights is divided
+        by their number; the layers, and what is sent and written for each, stay.""", "  "),
         text(f"""- {setting.tokens:,} tokens a step on each rank, in {str(setting.dtype).removeprefix("torch.")}. A step
         takes {duration(case.step)}: 6 x parameters x tokens, at {setting.flops / 1e12:.0f} TFLOP/s.""", "  "),
         text(f"""- {setting.memory / 1e12:.2f} TB/s of device memory, {setting.network / 1e9:.0f} GB/s of network
@@ -234,7 +234,7 @@ def _limits(case: Case) -> str:
         text(f"""2. **The statistics on a device.** They are separate operations, mostly in double precision:
         {plain.work.bytes / case.values:.0f} bytes of traffic for each of {case.values / 1e9:.0f} billion values, and
         {amount(plain.work.peak)} of temporaries for the largest layer. To read the {setting.dtype.itemsize} bytes of
-        each weight and gradient once would take {duration(once)}. Histograms start kernels for every {_BLOCK:,}
+        each weight and gradient once would take {duration(once)}. Histograms start kernels for every {_DEVICE_BLOCK:,}
         values, and to start {full.work.kernels:,.0f} of them takes
         {duration(full.work.kernels * setting.launch)}.""", "   "),
         text(f"""3. **`rank_rms`.** {setting.ranks:,} numbers for each layer are {1 - plain.own / plain.joined:.0%} of a

@@ -26,7 +26,7 @@ _PRECISE = (torch.float32, torch.float64)
 _DOT = 1 << 13  # entries of a dot product: BLAS takes one thread for it, and float32 is precise enough
 _ONES = {np.dtype(kind): np.ones(_DOT, kind) for kind in (np.float32, np.float64)}
 _BLOCK = 1 << 17  # entries looked at in one go: they stay in a core's cache from one pass to the next
-_DEVICE_BLOCK = 1 << 18
+_DEVICE_BLOCK = 1 << 24  # entries: fewer kernels to start, and 300 MB for their codes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
