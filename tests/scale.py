@@ -189,8 +189,8 @@ def _head(case: Case) -> str:
         decoder of the shape of Llama 3 70B on the meta device; its {case.layers} Linear layers are watched.
         Assumed:"""),
         "",
-        text("""- Every rank holds the whole model, as under `DistributedDataParallel`: the dearest case. A model of this
-        size must be sharded, by `fully_shard` say. Then a rank looks at its shards: the work on the weights is divided
+        text("""- Every rank holds the whole model, as under `DistributedDataParallel`: the dearest case. A model of
+        this size must be sharded, by `fully_shard` say. Then a rank looks at its shards: the work on the weights is divided
         by their number; the layers, and what is sent and written for each, stay.""", "  "),
         text(f"""- {setting.tokens:,} tokens a step on each rank, in {str(setting.dtype).removeprefix("torch.")}. A step
         takes {duration(case.step)}: 6 x parameters x tokens, at {setting.flops / 1e12:.0f} TFLOP/s.""", "  "),
