@@ -190,8 +190,8 @@ def _head(case: Case) -> str:
         Assumed:"""),
         "",
         text("""- Every rank holds the whole model, as under `DistributedDataParallel`: the dearest case. A model of
-        this size must be sharded, by `fully_shard` say. Then a rank looks at its shards: the work on the weights is divided
-        by their number; the layers, and what is sent and written for each, stay.""", "  "),
+        this size must be sharded, by `fully_shard` say. Then a rank looks at its shards: the work on the weights is
+        divided by their number; the layers, and what is sent and written for each, stay.""", "  "),
         text(f"""- {setting.tokens:,} tokens a step on each rank, in {str(setting.dtype).removeprefix("torch.")}. A step
         takes {duration(case.step)}: 6 x parameters x tokens, at {setting.flops / 1e12:.0f} TFLOP/s.""", "  "),
         text(f"""- {setting.memory / 1e12:.2f} TB/s of device memory, {setting.network / 1e9:.0f} GB/s of network

@@ -49,13 +49,14 @@ def train(options: argparse.Namespace) -> int:
     from vgrad_torch.team import team
 
     given = {name: getattr(options, name) for name in _FLAGS}
-    begun = None if options.resume is None else _begun(options.resume, given)
+    ranks = team()
+    begun = None if options.resume is None else ranks.first(lambda: _begun(options.resume, given))
     if begun and begun.finished:  # what was asked for is there: no failure
         print(f"The run {options.resume} is finished after {begun.config.epochs} epochs; nothing is left to train.")
         return 0
     if begun is None:
         config = recipes.recipe(**{**given, "data": options.data or "digits"})
-        begun = _cut_short(config, given)
+        begun = ranks.first(lambda: _cut_short(config, given))
     if begun is not None:
         config, given = begun.config, recipes.departures(begun.config)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
@@ -63,7 +64,7 @@ def train(options: argparse.Namespace) -> int:
     try:
         with display:
             result = training.run(
-                config, begun=begun, team=team(),
+                config, begun=begun, team=ranks,
                 say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
             )  # fmt: skip
     except training.Stopped as stopped:
