@@ -104,7 +104,7 @@ def what_if(
     check(model, batch, optimizer)
     name = "SGD" if optimizer is None else type(optimizer).__name__
     before, spread = _judged(model, loss_fn, batch, name, layers)
-    if before.verdict not in _MENDABLE:
+    if before.verdict not in _MENDABLE and not before.evidence.shut:
         return WhatIf(before, spread, ())
     trials = [_tried(mend, model, loss_fn, batch, name, layers) for mend in mends(model, batch[0])]
     return WhatIf(before, spread, tuple(sorted(trials, key=_rank)), tuple(untried(model, batch[0])))
