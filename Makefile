@@ -6,23 +6,23 @@ BIN := .venv/bin
 # make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
 # it reaches vgrad through the environment, so that the shell reads no character of it as its own.
 VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
-	RESUME NPROC SEEDS JOBS BACKEND
+	RESUME NPROC SEEDS JOBS BACKEND PORT
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
 $(foreach v,$(GIVEN),$(eval export VGRAD_$v := $$(value $v)))
 flag = $(if $(filter $1,$(GIVEN)),$${VGRAD_$1:+"--$2=$$VGRAD_$1"})
 NETWORK = $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) $(call flag,ACT,act) $(call flag,INIT,init) \
 	$(call flag,HIDDEN,hidden) $(call flag,NORM,norm) $(call flag,GAIN,gain) $(call flag,BIAS,bias) \
-	$(if $(filter-out 0 no off,$(and $(filter RESIDUAL,$(GIVEN)),$(RESIDUAL))),--residual) \
+	$(if $(filter-out 0 no off false,$(and $(filter RESIDUAL,$(GIVEN)),$(RESIDUAL))),--residual) \
 	$(call flag,OPT,optimizer) $(call flag,LR,lr) $(call flag,MOMENTUM,momentum) $(call flag,WD,weight-decay) \
 	$(call flag,BATCH,batch) $(call flag,SEED,seed)
 FLAGS = $(NETWORK) $(call flag,CLIP,clip) $(call flag,EPOCHS,epochs) $(call flag,EVERY,every) \
 	$(call flag,MONITOR,monitor) $(call flag,NAME,name) $(call flag,RESUME,resume)
 SWEEP = $(FLAGS) $(call flag,SEEDS,seeds) $(call flag,JOBS,jobs) $(call flag,BACKEND,backend)
 TRAIN = exec $(BIN)/vgrad train
-ifneq ($(filter NPROC,$(GIVEN)),)
+ifneq ($(and $(filter NPROC,$(GIVEN)),$(NPROC)),)
 TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} exec $(BIN)/torchrun --standalone "--nproc-per-node=$$VGRAD_NPROC" -m -- vgrad_torch train
 endif
-export VGRAD_RUNS := $(or $(value RUNS),runs)
+export VGRAD_RUNS := $(or $(if $(filter command line,$(origin RUNS)),$(value RUNS)),runs)
 
 .PHONY: help install train sweep preflight board test bench check calibrate scale gallery format clean
 .DEFAULT_GOAL := help
@@ -53,7 +53,7 @@ preflight: .venv/installed ## judge a network from one batch, untrained, and try
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)
 
 board: .venv/installed ## TensorBoard on localhost over runs/ (PORT=6006)
-	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(if $(PORT),--port "$(PORT)")
+	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(call flag,PORT,port)
 
 test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flows
 import pytest
 
 from vgrad_torch.cli import main
@@ -391,3 +392,21 @@ def test_fail_on_ends_a_training_with_3_if_its_last_verdict_is_listed(
     printed = capsys.readouterr().out
     assert re.findall(r"^verdict at step 0: (\w+), ", printed, re.M) == verdicts
     assert re.findall(r"^The verdict is (\w+): ", printed, re.M) == verdicts
+
+
+def test_a_finished_run_that_is_resumed_fails_on_its_verdict_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = ["--fail-on", "vanishing"]
+    assert main(["train", "--act", "sigmoid", "--epochs", "1", "--name", "a", "--runs", str(tmp_path), *guard]) == 3
+    assert main(["train", "--resume", str(tmp_path / "a"), *guard]) == 3
+    assert main(["train", "--resume", str(tmp_path / "a")]) == 0
+    assert "is finished after 1 epochs" in capsys.readouterr().out
+
+
+def test_a_name_in_a_log_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flows.write(tmp_path / "run", [(0, flows.typical())], layers=["1-a\x1b]0;owned\x07-2x2", *flows.LAYERS[1:]])
+    assert main(["report", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "a?]0;owned?" in printed
+    assert "\x1b" not in printed

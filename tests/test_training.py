@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,14 @@ def test_theory_stands_beside_what_was_measured(tmp_path: Path) -> None:
 def test_of_a_network_that_theory_does_not_know_no_line_is_drawn(tmp_path: Path) -> None:
     result = training.run(short(tmp_path, norm="layer", epochs=1))
     assert names.THEORY not in EventAccumulator(str(result.folder)).Reload().Tags()["tensors"]
+
+
+def test_a_run_that_ends_in_nan_is_not_logged_as_healthy(tmp_path: Path) -> None:
+    with pytest.raises(training.NonFiniteError):
+        training.run(short(tmp_path, lr=3e3, epochs=3, name="nan"))
+    assert "**non-finite**" in str(logged(tmp_path / "nan", names.VERDICT)[-1][1].item())
+
+
+def test_a_stop_can_be_handed_from_one_process_to_another(tmp_path: Path) -> None:
+    found = pickle.loads(pickle.dumps(training.Stopped(15, tmp_path, 1234)))
+    assert (found.number, found.folder, str(found)) == (15, tmp_path, "stopped after step 1,234")

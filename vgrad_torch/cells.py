@@ -21,6 +21,7 @@ import torch
 
 from vgrad_torch import training
 from vgrad_torch.choices import UsageError
+from vgrad_torch.files import write_whole
 from vgrad_torch.recipes import TrainConfig
 
 RESULT = "result.json"
@@ -120,10 +121,9 @@ def _outcome(result: training.Result) -> Outcome:
 
 
 def _comparable(config: TrainConfig) -> Mapping[str, Any]:
-    """The config as JSON has it, without the folder of all runs: that may have been moved."""
+    """The config as JSON has it, without where runs and data lie: they may have been moved."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    del values["runs"]
-    return values
+    return {key: value for key, value in values.items() if key not in ("runs", "data_dir")}
 
 
 _NUMBERS = ("accuracy", "loss", "gradient_start", "gradient_end")
@@ -144,12 +144,9 @@ def _outcome_of(config: TrainConfig, content: Mapping[str, Any]) -> Outcome:
 def _mark(place: Path, outcome: Outcome) -> None:
     """Say that a cell is finished, once all that it wrote is on the disk."""
     content = {"config": _comparable(outcome.config), "outcome": as_json(outcome), "torch": str(torch.__version__)}
-    part = place / f"{RESULT}.part"
-    part.write_text(json.dumps(content, indent=2) + "\n")
     for path in place.iterdir():
         _to_disk(path)
-    part.replace(place / RESULT)
-    _to_disk(place)
+    write_whole(place / RESULT, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _to_disk(path: Path) -> None:

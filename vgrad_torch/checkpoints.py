@@ -23,6 +23,7 @@ from vgrad_torch.plain import plain, typed
 from vgrad_torch.recipes import TrainConfig, make_optimizer, read_config
 from vgrad_torch.records import Snapshot
 from vgrad_torch.seals import seal, unseal, usable
+from vgrad_torch.truncation import cut
 from vgrad_torch.writer import Position
 
 FILE = "checkpoint.pt"
@@ -77,6 +78,12 @@ class Begun:
     def finished(self) -> bool:
         """Whether nothing is left to train."""
         return self.progress is not None and self.progress.finished
+
+    @property
+    def verdict(self) -> str | None:
+        """The last one, in a word."""
+        monitor = self.progress.monitor if self.progress else None
+        return monitor.verdict[0] if monitor and monitor.verdict else None
 
 
 def begun(folder: Path) -> Begun:
@@ -181,6 +188,7 @@ class Checkpoints:
         progress, kept = begun.progress, begun.tensors
         if progress is None or progress.monitor is None:
             for path in logs(begun.folder) if self._keeps else ():
+                cut(path, 0)  # raises if another process is writing to it
                 path.unlink()
             return None
         if progress.data != self._data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"vgrad: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if launch.speaks_for_its_host():
             print("\nvgrad: stopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
 
 
 _LONGEST = 250  # bytes; file systems hold 255, and a second run's name ends in -2
@@ -56,6 +57,8 @@ def _command(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
+        if launch.launched() and command is not commands.train:
+            raise UsageError("torchrun is for vgrad train; start this command by itself")
         return command(options)
     except UsageError as error:
         commands.complain(str(error))

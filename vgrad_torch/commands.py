@@ -15,6 +15,7 @@ from typing import Any
 
 from vgrad_torch import launch
 from vgrad_torch.choices import UsageError
+from vgrad_torch.words import printable
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -51,12 +52,12 @@ def train(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in _FLAGS}
     ranks = team()
     begun = None if options.resume is None else ranks.first(lambda: _begun(options.resume, given))
-    if begun and begun.finished:  # what was asked for is there: no failure
-        print(f"The run {options.resume} is finished after {begun.config.epochs} epochs; nothing is left to train.")
-        return 0
     if begun is None:
         config = recipes.recipe(**{**given, "data": options.data or "digits"})
         begun = ranks.first(lambda: _cut_short(config, given))
+    if begun is not None and begun.finished:  # what was asked for is there: no failure
+        print(f"The run {begun.folder} is finished after {begun.config.epochs} epochs; nothing is left to train.")
+        return 3 if begun.verdict in options.fail_on else 0
     if begun is not None:
         config, given = begun.config, recipes.departures(begun.config)
     console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
@@ -102,9 +103,8 @@ def _cut_short(config: Any, given: Mapping[str, Any]) -> Any:
         return None
     from vgrad_torch import training
 
-    folder = training.newest_folder(config)
-    begun = folder and _begun(str(folder), given)
-    return None if not begun or begun.finished else begun
+    folder = training.folder_of_this_launch(Path(config.runs))
+    return folder and _begun(str(folder), given)
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -247,7 +247,7 @@ def report(options: argparse.Namespace) -> int:
         return 0
     from vgrad_torch import page
 
-    print(found)
+    print(printable(str(found)))
     out = options.out or found.file
     page.write(found, out)
     print(f"\nPictures: {out}")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vgrad_torch import terminal
-from vgrad_torch.cells import Outcome
-from vgrad_torch.evaluation import Epoch
-from vgrad_torch.monitor import Monitor
-from vgrad_torch.recipes import TrainConfig
-from vgrad_torch.records import Snapshot
-from vgrad_torch.sweep import Sweep
+
+if TYPE_CHECKING:  # a training needs nothing of a sweep
+    from vgrad_torch.cells import Outcome
+    from vgrad_torch.evaluation import Epoch
+    from vgrad_torch.monitor import Monitor
+    from vgrad_torch.recipes import TrainConfig
+    from vgrad_torch.records import Snapshot
+    from vgrad_torch.sweep import Sweep
 
 
 class RunDisplay:

@@ -35,6 +35,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def mark() -> str:
+    """What all starts of one launch have in common: its id, and the process that starts them."""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}"
+
+
 def speaks_for_its_host() -> bool:
     """Whether this process says what all have to say alike: once on the terminal of each host."""
     return place().local_rank == 0

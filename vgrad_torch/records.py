@@ -57,7 +57,7 @@ class Histogram:
     def magnitudes(self) -> tuple[Floats, Counts]:
         """Edges (2,041, from 0 up) and counts (2,040) of |x|."""
         dense = self.dense()
-        return _MAGNITUDE_EDGES, dense[:2040] + dense[2048:4088]
+        return _MAGNITUDE_EDGES.copy(), dense[:2040] + dense[2048:4088]
 
     def log10(self, exponents: range) -> tuple[Floats, Counts]:
         """Edges and counts of log10 |x|: buckets cut at 2**e for e in `exponents`, both ends open, zeros left out.

@@ -16,7 +16,6 @@ from vgrad_torch.runlog import Run, read
 from vgrad_torch.verdicts import VERDICTS, two_digits
 
 _UNNAMED = "an optimizer that the log does not name"
-_ASK = "Next: print monitor.diagnose() in the run itself."
 _UNCOUNTED = (
     "cannot tell: the log says neither how large the batches were nor, as it holds no histograms, how many entries the "
     "gradients have. Next: let watch() write histograms, or print monitor.diagnose() in the run."

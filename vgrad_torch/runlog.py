@@ -87,7 +87,7 @@ def read(path: Path) -> Run:
     if not found.samples:
         raise UsageError(_nothing(path, found))
     samples = max(found.samples.values(), key=len)
-    built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config)
+    built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config) and isinstance(config["batch"], int)
     history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples))
     since = {names.VERDICT: history[-1].wall_time, names.FIRST_NONFINITE: history[0].wall_time}
     texts = {tag: text for tag, (time, text) in found.texts.items() if time >= since[tag]}
@@ -150,7 +150,7 @@ def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snap
     rows = make_ndarray(sample.tensor).astype(np.float64)
     if rows.shape != (len(sample.axes.layers), len(paths)):
         raise UsageError(f"the sample of step {sample.step} does not fit its description; is the event file damaged?")
-    batch = int(config["batch"]) if built_in else 0
+    batch = config["batch"] if built_in else 0
     layers = [
         _layer(tag, {p: float(x) for p, x in zip(paths, row, strict=True) if p}, sample, batch, built_in)
         for tag, row in zip(sample.axes.layers, rows, strict=True)

@@ -158,4 +158,4 @@ def name_of(value: object) -> str:
     >>> name_of(0.1), name_of(None), name_of("relu")
     ('0.1', 'none', 'relu')
     """
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else "none" if value is None else str(value)

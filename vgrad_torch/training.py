@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vgrad_torch import launch
 from vgrad_torch.checkpoints import Begun, Checkpoints
 from vgrad_torch.choices import UsageError
 from vgrad_torch.data import Dataset, Progress, batches, load
@@ -33,6 +34,8 @@ from vgrad_torch.team import ALONE, Team
 from vgrad_torch.team import Batches as Batches
 from vgrad_torch.theory import Prediction
 from vgrad_torch.writer import Position, Writer
+
+_LAUNCH = ".torchrun"  # in a run's folder: which launch of torchrun began it
 
 
 def train(
@@ -68,6 +71,7 @@ def train(
             optimizer.zero_grad()
             loss = loss_fn(forward(x), y)
             if not team.all(loss.isfinite()):
+                monitor.losses.append(math.nan)  # the verdict on the run is on its way out
                 found = None if loss.isfinite() else find_nonfinite(model, loss_fn, x, y, monitor)
                 raise NonFiniteError(team.said(found))
             loss.backward()
@@ -81,6 +85,7 @@ def train(
         epoch = Epoch(number, monitor.step, *score, seconds, samples / seconds)
         monitor.writer.scalars(epoch_scalars(epoch), epoch.step)
         if not math.isfinite(epoch.train.loss):  # the epoch's last update did it
+            monitor.losses.append(epoch.train.loss)
             raise NonFiniteError(find_nonfinite(model, loss_fn, data.x_train, data.y_train, monitor))
         on_epoch(epoch)
 
@@ -89,8 +94,11 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended the training behind a step; `run` can go on from there. `number` is the signal's."""
 
     def __init__(self, number: int, folder: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step:,}")
-        self.number, self.folder = number, folder
+        super().__init__(number, folder, step)
+        self.number, self.folder, self.step = number, folder, step
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step:,}"
 
 
 class NonFiniteError(ArithmeticError):
@@ -175,16 +183,16 @@ def run(
     def record(epoch: Epoch) -> None:
         epochs.append(epoch)
         monitor.losses.append(epoch.train.loss)
+        monitor.diagnose()
         on_epoch(epoch, monitor)
         checkpoints.save(epochs, monitor)
 
     def stop_if_asked() -> None:
         if not team.all(torch.tensor(wish.number is None, device=team.device)):
             checkpoints.save(epochs, monitor, inside=True)
-            writer.leave()
             raise Stopped(next(filter(None, team.gather(wish.number))), folder, monitor.step)
 
-    with monitor, Wish() as wish:
+    with monitor, _left_open(writer), Wish() as wish:
         if not done:
             begin_log(monitor, setup, config, epochs[0])
             checkpoints.save(epochs, monitor)
@@ -196,6 +204,18 @@ def run(
         )  # fmt: skip
     checkpoints.save(epochs, monitor, finished=True)
     return Result(config, folder, model, monitor, epochs, monitor.diagnose())
+
+
+@contextmanager
+def _left_open(writer: Writer) -> Iterator[None]:
+    """What ends the run where it can go on later writes no end into the log; a loss that is not finite is one."""
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except BaseException:
+        writer.leave()
+        raise
 
 
 def _writer(folder: Path, log: Position | None, team: Team) -> Writer:
@@ -314,15 +334,15 @@ def new_folder(config: TrainConfig) -> Path:
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --runs") from None
         write_config(config, folder)
+        if launch.launched():
+            (folder / _LAUNCH).write_text(launch.mark())
         return folder
     raise UsageError(f"{runs} holds 9,999 runs named {config.name}; clear some, or choose another name")
 
 
-def newest_folder(config: TrainConfig) -> Path | None:
-    """The last folder that `new_folder` made for this config's name; None if there is none."""
-    made = [config.name, *(f"{config.name}-{number}" for number in range(2, 10_000))]
-    folders = takewhile(Path.is_dir, (Path(config.runs) / name for name in made))
-    return deque(folders, maxlen=1).pop() if (Path(config.runs) / config.name).is_dir() else None
+def folder_of_this_launch(runs: Path) -> Path | None:
+    """The folder that `new_folder` made for the processes which torchrun now starts anew; None if it made none."""
+    return next((path.parent for path in runs.glob(f"*/{_LAUNCH}") if path.read_text() == launch.mark()), None)
 
 
 def layer_tags(model: nn.Sequential) -> list[str]:

@@ -14,6 +14,15 @@ def called(label: str) -> str:
     return label if any(letter.isalpha() for letter in label) else f"layer {label}"
 
 
+def printable(text: str) -> str:
+    r"""Without what would command a terminal: a name from a file may hold anything.
+
+    >>> printable("fc1\x1b]0;owned\x07\n")
+    'fc1?]0;owned?\n'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def listed(labels: Sequence[str]) -> str:
     """What they are called, of many the first three.
 
