@@ -265,6 +265,8 @@ def _verdicts(text: str) -> tuple[str, ...]:
     for word in found:
         if word not in known:
             raise argparse.ArgumentTypeError(f"unknown verdict {word!r}. Choose from: any, {', '.join(VERDICTS)}")
+    if not found:
+        raise argparse.ArgumentTypeError(f"name one or more of: any, {', '.join(VERDICTS)}")
     return tuple(verdict for word in found for verdict in known[word])
 
 

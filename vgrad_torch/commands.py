@@ -8,8 +8,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +47,12 @@ def complain(words: str) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train one network and show how it goes."""
     pattern = _pattern(options.monitor) if options.monitor else None
-    from rich.console import Console
+    with _ending_at_once():
+        from rich.console import Console
 
-    from vgrad_torch import recipes, training
-    from vgrad_torch.displays import RunDisplay
-    from vgrad_torch.team import team
+        from vgrad_torch import recipes, training
+        from vgrad_torch.displays import RunDisplay
+        from vgrad_torch.team import team
 
     given = {name: getattr(options, name) for name in _FLAGS}
     ranks = team()
@@ -80,6 +85,22 @@ def train(options: argparse.Namespace) -> int:
         return 1
     _print_next({**given, "runs": str(result.folder.parent)}, config, console)
     return 3 if result.diagnosis.verdict in options.fail_on else 0
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process without a word from Python: modules that are half imported would stumble over it."""
+
+    def end(number: int, frame: object) -> None:
+        os.write(2, b"\nvgrad: stopped\n")
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGINT, end) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _begun(folder: str, given: Mapping[str, Any]) -> Any:
@@ -254,11 +275,21 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return one.connect_ex(("localhost", port)) != 0
+
+
 def board(options: argparse.Namespace) -> int:
     """Become TensorBoard."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be between 0 and 65535, not {options.port}")
     if not os.path.isdir(options.runs):
         raise UsageError(f"there is no folder {options.runs}; make a run first: vgrad train --act relu")
+    if not _is_free(options.port):
+        raise UsageError(
+            f"port {options.port} is in use; choose another: --port {options.port + 1}, make board PORT=..."
+        )
     program = [sys.executable, "-m", "tensorboard.main", "--logdir", options.runs, "--host", "localhost"]
     os.execv(sys.executable, [*program, "--port", str(options.port)])

@@ -14,6 +14,7 @@ from vgrad_torch import __version__, figures
 from vgrad_torch.choices import UsageError
 from vgrad_torch.comparison import PLACES, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.figures.style import svg
+from vgrad_torch.files import write_whole
 from vgrad_torch.records import Snapshot
 from vgrad_torch.report import HEAD, Report, cells
 from vgrad_torch.verdicts import ALARMS
@@ -51,7 +52,7 @@ def write(found: Report | Comparison, out: Path) -> None:
     """Draw it and write the file; a `UsageError` says why that cannot be done."""
     html = report_page(found) if isinstance(found, Report) else comparison_page(found)
     try:
-        out.write_text(html, encoding="utf-8", errors="replace")
+        write_whole(out, html.encode(errors="replace"))
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}; choose another file with --out") from None
 

@@ -180,7 +180,16 @@ def _as_frozen(snapshot: Snapshot, without: Sequence[str]) -> Snapshot:
 
 # --- tables --------------------------------------------------------------------------------------------------------
 
-HEAD = ("layer", "size", "gradient at first", "gradient", "weight gain", "activation gain", "update ratio", "state")
+HEAD = (
+    "layer",
+    "size",
+    "gradient RMS at first",
+    "gradient RMS",
+    "weight gain",
+    "activation gain",
+    "update ratio",
+    "state",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
