@@ -244,6 +244,13 @@ def of_another_optimizer(path: Path) -> None:
     path.write_bytes(seals.seal(content))
 
 
+def that_counts_no_steps(path: Path) -> None:
+    content = dict(seals.unseal(path.read_bytes()))
+    for state in content["optimizer"]["state"].values():
+        state["step"].fill_(-1e30)
+    path.write_bytes(seals.seal(content))
+
+
 def of_another_network(path: Path) -> None:
     content = dict(seals.unseal(path.read_bytes()))
     content["model"] = {name: value[:1] for name, value in content["model"].items()}
@@ -274,6 +281,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "keys": (lambda path: path.write_bytes(seals.seal({"model": 1})), "cannot be used: 'version'"),
     "version": (other_version, "it is of version 2, this reads 1"),
     "optimizer": (of_another_optimizer, "it is of another optimizer: parameter 0 has {"),
+    "steps": (that_counts_no_steps, "it counts the steps of parameter 0 wrongly"),
     "network": (of_another_network, "Error(s) in loading state_dict for Sequential: size mismatch for"),
     "elsewhere": (with_a_log_elsewhere, "its event file is not one of this folder"),
     "folder": (a_folder, "checkpoint.pt cannot be read: Is a directory"),

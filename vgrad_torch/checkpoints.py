@@ -28,6 +28,7 @@ from vgrad_torch.writer import Position
 
 FILE = "checkpoint.pt"
 VERSION = 1
+_MANY = 1e15
 
 _PLACES = ("name", "runs", "data_dir")  # of a config: where things lie, which may change
 
@@ -240,6 +241,8 @@ class Checkpoints:
             found = {name: _outline(value, shapes[place]) for name, value in of_one.items()}
             if found != expected:
                 raise ValueError(f"it is of another optimizer: parameter {place} has {found}, not {expected}")
+            if not all(0 <= float(x) < _MANY for x in of_one.values() if isinstance(x, Tensor) and x.dim() == 0):
+                raise ValueError(f"it counts the steps of parameter {place} wrongly")
         copied = {
             place: {k: v if v is None else v.clone() for k, v in x.items()} for place, x in state["state"].items()
         }
