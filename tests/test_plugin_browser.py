@@ -480,7 +480,9 @@ def test_a_missing_file_of_the_page_is_a_message(chrome: webdriver.Chrome, tmp_p
     (tmp_path / "copy" / "vgrad_torch" / "plugin" / "static" / "charts.js").unlink()
     write(tmp_path / "runs" / "a", [(0, typical())])
     for tab in board(chrome, tmp_path, 1, "rust", tmp_path / "copy"):
-        tab.open()
+        chrome.switch_to.default_content()
+        chrome.get(f"{tab.address}#gradient_flow")
+        chrome.switch_to.frame(tab.wait("return all('iframe').find(f => f.src.includes('gradient_flow'))"))
         words = tab.wait("return document.body.textContent", lambda text: "missing" in text)
         assert "charts.js is missing" in words
 
