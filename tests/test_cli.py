@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -410,3 +411,12 @@ def test_a_name_in_a_log_cannot_command_the_terminal(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "a?]0;owned?" in printed
     assert "\x1b" not in printed
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["board", "--runs", str(tmp_path), "--port", str(port)]) == 2
+    assert capsys.readouterr().err.startswith(f"vgrad: port {port} is in use; choose another: --port {port + 1}")

@@ -44,12 +44,17 @@ def complain(words: str) -> None:
         print(f"vgrad: {words}", file=sys.stderr)
 
 
+def _console() -> Any:
+    """The terminal; into a file or a pipe a sentence goes as one line."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+
+
 def train(options: argparse.Namespace) -> int:
     """Train one network and show how it goes."""
     pattern = _pattern(options.monitor) if options.monitor else None
     with _ending_at_once():
-        from rich.console import Console
-
         from vgrad_torch import recipes, training
         from vgrad_torch.displays import RunDisplay
         from vgrad_torch.team import team
@@ -65,7 +70,7 @@ def train(options: argparse.Namespace) -> int:
         return 3 if begun.verdict in options.fail_on else 0
     if begun is not None:
         config, given = begun.config, recipes.departures(begun.config)
-    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    console = _console()
     display = RunDisplay(config, console, pattern)
     try:
         with display:
@@ -130,8 +135,6 @@ def _cut_short(config: Any, given: Mapping[str, Any]) -> Any:
 
 def sweep(options: argparse.Namespace) -> int:
     """Train a grid of networks and compare them."""
-    from rich.console import Console
-
     from vgrad_torch import summary
     from vgrad_torch import sweep as sweeps
     from vgrad_torch.displays import SweepDisplay
@@ -140,7 +143,7 @@ def sweep(options: argparse.Namespace) -> int:
     axes = {axis: getattr(options, axis) for axis in options.axes}
     given = {name: getattr(options, name) for name in rest}
     grid = sweeps.grid(axes, options.seeds, name=options.name, runs=options.runs, **given)
-    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    console = _console()
     with SweepDisplay(grid, console) as display:
         jobs = sweeps.cores() if options.jobs is None else options.jobs
         outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
@@ -200,15 +203,13 @@ def _command(name: str, options: Mapping[str, Any]) -> str:
 
 def predict(options: argparse.Namespace) -> int:
     """Show what theory expects."""
-    from rich.console import Console
-
     from vgrad_torch import terminal, theory
 
     prediction = theory.predict(
         options.widths, options.act, options.init,
         gain=options.gain, bias=options.bias, batch=options.batch, mean_square=options.mean_square,
     )  # fmt: skip
-    console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+    console = _console()
     console.size = (max(console.width, 80), console.height)
     console.print(terminal.prediction_table(prediction, console))
     console.print(terminal.prediction_paragraph(prediction), markup=False)
@@ -277,7 +278,6 @@ def report(options: argparse.Namespace) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return one.connect_ex(("localhost", port)) != 0
 
 
