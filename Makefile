@@ -59,7 +59,7 @@ test: .venv/installed-dev ## run the tests
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-dev ## what watching costs, beside what people do today
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.scripts.bench
 
 check: .venv/installed-dev ## lint, format, types
 	$(BIN)/ruff check .
@@ -67,13 +67,13 @@ check: .venv/installed-dev ## lint, format, types
 	$(BIN)/mypy
 
 calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
-	$(BIN)/python tests/calibrate.py
+	$(BIN)/python -m tests.scripts.calibrate
 
 scale: .venv/installed ## what watching costs at 70 billion parameters on 1,024 ranks, into runs/scale
-	$(BIN)/python tests/scale.py
+	$(BIN)/python -m tests.scripts.scale
 
 gallery: .venv/installed ## draw the figures of both tutorials and the cures into runs/gallery, two minutes; DATA_DIR=MNIST's
-	$(BIN)/python tests/gallery.py $(call flag,DATA_DIR,data-dir)
+	$(BIN)/python -m tests.scripts.gallery $(call flag,DATA_DIR,data-dir)
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .

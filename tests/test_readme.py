@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_and_prints_what_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

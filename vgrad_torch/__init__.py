@@ -10,30 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vgrad_torch.checkup import preflight as preflight
-    from vgrad_torch.diagnosis import Diagnosis as Diagnosis
-    from vgrad_torch.diagnosis import diagnose as diagnose
-    from vgrad_torch.mlp import build_mlp as build_mlp
-    from vgrad_torch.monitor import Monitor as Monitor
-    from vgrad_torch.monitor import watch as watch
+    from vgrad_torch.models.mlp import build_mlp as build_mlp
     from vgrad_torch.records import History as History
     from vgrad_torch.records import Snapshot as Snapshot
-    from vgrad_torch.theory import predict as predict
-    from vgrad_torch.whatif import what_if as what_if
+    from vgrad_torch.theory.prediction import predict as predict
+    from vgrad_torch.trials.preflight import preflight as preflight
+    from vgrad_torch.trials.what_if import what_if as what_if
+    from vgrad_torch.verdict.diagnosis import Diagnosis as Diagnosis
+    from vgrad_torch.verdict.diagnosis import diagnose as diagnose
+    from vgrad_torch.watching.monitor import Monitor as Monitor
+    from vgrad_torch.watching.monitor import watch as watch
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "build_mlp": "mlp",
-    "watch": "monitor",
-    "Monitor": "monitor",
+    "build_mlp": "models.mlp",
+    "watch": "watching.monitor",
+    "Monitor": "watching.monitor",
     "History": "records",
     "Snapshot": "records",
-    "Diagnosis": "diagnosis",
-    "diagnose": "diagnosis",
-    "predict": "theory",
-    "preflight": "checkup",
-    "what_if": "whatif",
+    "Diagnosis": "verdict.diagnosis",
+    "diagnose": "verdict.diagnosis",
+    "predict": "theory.prediction",
+    "preflight": "trials.preflight",
+    "what_if": "trials.what_if",
 }
 
 __all__ = [

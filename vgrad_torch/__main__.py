@@ -2,7 +2,7 @@
 
 import sys
 
-from vgrad_torch.cli import main
+from vgrad_torch.cli.parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

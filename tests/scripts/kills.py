@@ -1,0 +1,185 @@
+"""Kills trainings with SIGKILL at random instants, resumes them, and compares the end with an undisturbed run's.
+
+`python -m tests.scripts.kills COUNT SEED` says after each run how often it was killed, and where; it ends with 1 if any
+run ended with other weights, another log, or without something that it had logged before it was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+from vgrad_torch.tensorboard.tags import COST
+
+PLANS = {
+    "circles": "--data circles --epochs 12 --every 8 --optimizer adam --norm batch --hidden 16,16 --init he",
+    "digits": "--data digits --epochs 6 --every 11 --act sigmoid --hidden 64,32",
+}
+"""Shuffled anew for each epoch, with batch norm and Adam; and shuffled once, with momentum."""
+
+Event = tuple[Any, ...]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """With one thread: another number of them adds in another order."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-m", "vgrad_torch", "train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for its end, which must be a good one."""
+    out, err = process.communicate(timeout=300)
+    if process.returncode or err:
+        raise AssertionError(f"exit code {process.returncode}: {err}{out}")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    kept: dict[str, torch.Tensor] = torch.load(run / "checkpoint.pt", weights_only=True)["model"]
+    return kept
+
+
+def events(run: Path) -> list[Event]:
+    """All that TensorBoard is told, in order, but for times."""
+    (path,) = run.glob("*tfevents*")
+    return [each for event in LegacyEventFileLoader(str(path)).Load() for each in _values(event)]
+
+
+def _values(event: Any) -> Iterator[Event]:
+    for value in event.summary.value:
+        content = value.metadata.plugin_data.content
+        if value.tag == COST:
+            yield event.step, COST
+        elif value.tag.startswith("_hparams_/session"):
+            yield event.step, value.tag, len(content)
+        else:
+            yield event.step, value.tag, value.SerializeToString()
+
+
+def difference(run: Path, undisturbed: Path, before: Counter[Event]) -> str:
+    """How the run ended unlike the undisturbed one, or in words that it did not: empty."""
+    mine, other = weights(run), weights(undisturbed)
+    if list(mine) != list(other) or not all(torch.equal(mine[name], other[name]) for name in mine):
+        return "its weights are others"
+    if before - Counter(events(run)):
+        return "something that was logged is lost"
+    return "" if events(run) == events(undisturbed) else "its log is another"
+
+
+# --- instants -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training in the folder `runs`, whose event file will have about `size` bytes."""
+
+    process: subprocess.Popen[str]
+    runs: Path
+    size: int
+    chance: random.Random
+
+    def wait(self, seen: Callable[[], bool]) -> None:
+        """Until something is seen, or the process has ended."""
+        while not seen() and self.process.poll() is None:
+            time.sleep(0.0005)
+
+    def logged(self) -> int:
+        """Bytes of the event file."""
+        return sum(path.stat().st_size for path in self.runs.glob("*/*tfevents*"))
+
+
+def at_start(trial: Trial) -> None:
+    """Anywhere in the imports, or as the first files appear."""
+    files = ["*", "*/config.json", "*/checkpoint.pt.new", "*/checkpoint.pt", "*/*tfevents*"]
+    pattern = trial.chance.choice([None, *files])
+    if pattern is None or any(trial.runs.glob("*")):
+        time.sleep(trial.chance.uniform(0, 4))
+    else:
+        trial.wait(lambda: any(trial.runs.glob(pattern)))
+        time.sleep(trial.chance.choice([0, 0.002, 0.01]))
+
+
+def in_training(trial: Trial) -> None:
+    """When so many bytes more are logged; of a resumed run, after its log was cut back."""
+    before = trial.logged()
+    target = before + trial.chance.uniform(0, 0.9) * max(trial.size - before, 0)
+    trial.wait(lambda: trial.logged() > target)
+    time.sleep(trial.chance.uniform(0, 0.02))
+
+
+def in_a_checkpoint(trial: Trial) -> None:
+    """While a checkpoint is being written, or just then put into its place."""
+    in_training(trial)
+    trial.wait(lambda: any(trial.runs.glob("*/checkpoint.pt.new")))
+    time.sleep(trial.chance.choice([0, 0, 0.001, 0.003]))
+
+
+INSTANTS = (at_start, in_training, in_a_checkpoint)
+
+
+def killed(trial: Trial, instant: Callable[[Trial], None]) -> bool:
+    """Whether it was still running."""
+    instant(trial)
+    trial.process.kill()
+    trial.process.communicate()
+    return trial.process.returncode == -signal.SIGKILL
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def undisturbed(plan: str, runs: Path) -> int:
+    """Train without a kill; the bytes of its log."""
+    process = start(*PLANS[plan].split(), "--runs", str(runs))
+    finish(process)
+    return Trial(process, runs, 0, random.Random()).logged()
+
+
+def survivor(plan: str, runs: Path, kills: list[Any], size: int, chance: random.Random) -> tuple[Path, list[str]]:
+    """A run that is killed at these instants, and resumed each time; and where it was when it was killed."""
+    run, where, before = None, [], Counter[Event]()
+    for instant in [*kills, None]:
+        process = start("--resume", str(run)) if run else start(*PLANS[plan].split(), "--runs", str(runs))
+        if instant is None:
+            finish(process)
+        elif killed(Trial(process, runs, size, chance), instant):
+            run = next((path.parent for path in runs.glob("*/config.json")), None)
+            logged = events(run) if run and any(run.glob("*tfevents*")) else []
+            before |= Counter(logged)
+            where.append(f"{instant.__name__} ({len(logged)} values logged)")
+    run = next(path.parent for path in runs.glob("*/config.json"))
+    if words := difference(run, next((runs.parent / plan).iterdir()), before):
+        raise AssertionError(f"{run}, killed {', '.join(where)}: {words}")
+    return run, where
+
+
+def main(count: int, seed: int) -> None:
+    """Kill `count` times, a run up to four times."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {plan: undisturbed(plan, Path(folder) / plan) for plan in PLANS}
+        done = number = 0
+        while done < count:
+            plan, number = chance.choice(list(PLANS)), number + 1
+            kills = chance.choices(INSTANTS, weights=(1, 2, 2), k=min(chance.randint(1, 4), count - done))
+            _, where = survivor(plan, Path(folder) / f"run{number}", kills, sizes[plan], chance)
+            done += len(where)
+            print(f"{done:3d} {plan}: killed {'; '.join(where)}: the same weights, the same log", flush=True)
+    print(f"{done} kills with seed {seed}: every run ended as if undisturbed")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,63 @@
+"""Runs of the Gradient Flow tab made by hand, so that every number on its page is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard.writer import Writer, _metadata, _value
+
+LAYERS = ("1-fc1-8x6", "2-fc2-6x4", "3-fc3-4x2")
+STATISTICS = tuple(names.COLUMNS)
+Table = npt.NDArray[np.float32]
+Columns = dict[str, Sequence[float]]
+
+GRADIENTS: Columns = {"weight_gradient_rms": [1e-7, 1e-5, 1e-3], "output_gradient_rms": [2e-6, 1e-4, 0.01]}
+GAINS: Columns = {"input_gradient_rms": [np.nan, 2e-5, 1e-3]}
+"""The weights hand down 0.2 and 0.1, the activations 0.1 and 0.1: 2e-4 in all, log10 -1.699 and -2."""
+
+
+def table(columns: Columns, layers: int = len(LAYERS)) -> Table:
+    """A gradient_flow tensor: NaN but for the columns given, and no non-finite values."""
+    found = np.full((layers, len(STATISTICS)), np.nan, np.float32)
+    for name in STATISTICS:
+        if name.endswith("_nonfinite"):
+            found[:, STATISTICS.index(name)] = 0
+    for name, values in columns.items():
+        found[:, STATISTICS.index(name)] = values
+    return found
+
+
+def typical(scale: float = 1.0) -> Table:
+    """A vanishing gradient, all of it times `scale`."""
+    weights: Columns = {"weight_rms": [0.1, 0.1, 0.2], "update_rms": [1e-6, 1e-5, 1e-4], "output_rms": [1, 2, 3]}
+    shares: Columns = {"weight_gradient_zero_fraction": [0.0, 0.5, 1.0]}
+    scaled: Columns = {name: [scale * x for x in values] for name, values in (GRADIENTS | GAINS).items()}
+    return table(scaled | weights | shares)
+
+
+def write(
+    folder: Path,
+    points: Iterable[tuple[int, npt.NDArray[np.generic]]],
+    layers: Sequence[str] = LAYERS,
+    tag: str = names.PLUGIN_NAME,
+    content: bytes | None = None,
+    statistics: Sequence[str] = STATISTICS,
+) -> None:
+    """Write (step, tensor) as one tag of ours."""
+    writer = Writer(folder)
+    metadata = _metadata(names.PLUGIN_NAME, names.encode(layers, statistics) if content is None else content)
+    for step, tensor in points:
+        writer._add([_value(tag, tensor, metadata)], step)
+    writer.close()
+
+
+def say(folder: Path, tag: str, text: str) -> None:
+    """Write a text into a run."""
+    writer = Writer(folder)
+    writer.text(tag, text)
+    writer.close()

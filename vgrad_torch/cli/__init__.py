@@ -1,0 +1,3 @@
+"""The command line."""
+
+from vgrad_torch.cli.parser import main as main

@@ -1,0 +1,1 @@
+"""Networks to train: `build_mlp`, its activations and its initial weights."""

@@ -1,0 +1,1 @@
+"""Reports on logged runs: verdict, tables and pictures."""

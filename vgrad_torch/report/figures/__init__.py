@@ -1,0 +1,12 @@
+"""Pictures of records: each function takes plain numbers and returns a matplotlib `Figure`; none shows or saves it.
+
+What takes several runs takes them by name, and draws them on equal axes.
+"""
+
+from vgrad_torch.report.figures.data import circles
+from vgrad_torch.report.figures.depth import depth_profile, waterfalls
+from vgrad_torch.report.figures.distributions import ridges, values
+from vgrad_torch.report.figures.maps import flow_map
+from vgrad_torch.report.figures.steps import gradients, losses, weights
+
+__all__ = ["circles", "depth_profile", "flow_map", "gradients", "losses", "ridges", "values", "waterfalls", "weights"]

@@ -1,0 +1,201 @@
+"""A report as one HTML file that can be sent to a colleague: pictures inside, no script, nothing to be fetched."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from vgrad_torch import __version__
+from vgrad_torch.errors import UsageError
+from vgrad_torch.files import write_whole
+from vgrad_torch.records import Snapshot
+from vgrad_torch.report import figures
+from vgrad_torch.report.comparison import PLACES, RUN_HEAD, Comparison, shown_value
+from vgrad_torch.report.figures.style import svg
+from vgrad_torch.report.report import HEAD, Report, cells
+from vgrad_torch.verdict.rules import ALARMS
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture to be drawn: its title, what to look at in it, and how it is drawn."""
+
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+_MAP = (
+    "Each column is a sample, each row a layer, the first on top; dark is small. The gradient comes in at the bottom "
+    "row, the last layer, and passes on upwards: where rows get darker and darker, it dies on its way."
+)
+_PROFILE = (
+    "The same at single steps: a straight fall to the left is a gradient that loses the same factor at every layer."
+)
+_WATERFALL = (
+    "By which factor each layer's weight and each activation multiplies the gradient at the newest sample, from the "
+    "last layer on top to the first. The longest bars to the left are what weakens it. Around branches, residual "
+    "connections say, a gradient comes by other ways too; then the bars do not add up to what arrives."
+)
+_RIDGES = (
+    "How the magnitudes of the gradient's entries are distributed in each layer. Healthy layers stand above each other."
+)
+_GRADIENTS = "Mean and standard deviation of each layer's weight gradient, and the loss, over the steps."
+_WEIGHTS = "Mean and standard deviation of each layer's weights: a layer that does not learn does not move."
+
+
+def write(found: Report | Comparison, out: Path) -> None:
+    """Draw it and write the file; a `UsageError` says why that cannot be done."""
+    html = report_page(found) if isinstance(found, Report) else comparison_page(found)
+    try:
+        write_whole(out, html.encode(errors="replace"))
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}; choose another file with --out") from None
+
+
+def report_page(found: Report) -> str:
+    """The page of one run."""
+    sections = [
+        _head(found.run.name, found.summary()),
+        _verdict(found),
+        *_figures(_pictures(found)),
+        _section("Layers", _table(HEAD, map(cells, found.rows))),
+        _settings(found),
+    ]
+    return _page(found.run.name, sections)
+
+
+def comparison_page(found: Comparison) -> str:
+    """The page of several runs, on equal axes."""
+    rows = [(key, *values) for key, values in found.settings().items()]
+    settings = _table(("setting", *found.reports), rows) if rows else '<p class="quiet">None that is known.</p>'
+    sections = [
+        _head("Comparison", f"{len(found.reports)} runs side by side; gradients are those of the newest sample."),
+        _table(RUN_HEAD, found.rows()),
+        _section("Settings that differ", settings),
+        *_figures(_pictures_of_several(found.reports)),
+        *(_section(name, _verdict(each)) for name, each in found.reports.items()),
+    ]
+    return _page("Comparison", sections)
+
+
+def _pictures(found: Report) -> Iterator[Picture]:
+    history = found.run.history
+    first, last = history[0], history[-1]
+    ends = {f"step {s.step:,}": s for s in ((first, last) if first is not last else (last,))}
+    tag, losses = found.run.losses()
+    yield Picture("The gradient's way down", _MAP, lambda: figures.flow_map({"": history}))
+    yield Picture("Depth profile", _PROFILE, lambda: figures.depth_profile(ends))
+    yield Picture("Who weakens it", _WATERFALL, lambda: figures.waterfalls({"": last}))
+    seen = {f"step {s.step:,}": s for s in _with_histograms(history)}
+    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(seen))
+    yield Picture(
+        "Gradients over the steps", _GRADIENTS, lambda: figures.gradients({"": history}, {"": losses}, loss=tag)
+    )
+    yield Picture("Weights over the steps", _WEIGHTS, lambda: figures.weights({"": history}))
+
+
+def _pictures_of_several(reports: Mapping[str, Report]) -> Iterator[Picture]:
+    histories = {name: each.run.history for name, each in reports.items()}
+    first = {name: history[0] for name, history in histories.items()}
+    last = {name: history[-1] for name, history in histories.items()}
+    losses = {name: each.run.losses()[1] for name, each in reports.items()}
+    yield Picture("The gradient's way down", _MAP, lambda: figures.flow_map(histories))
+    yield Picture("Depth profile of the first sample", _PROFILE, lambda: figures.depth_profile(first))
+    yield Picture("Depth profile of the newest sample", _PROFILE, lambda: figures.depth_profile(last))
+    yield Picture("Who weakens it", _WATERFALL, lambda: figures.waterfalls(last))
+    seen = {name: found[-1] for name, history in histories.items() if (found := _with_histograms(history))}
+    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(seen))
+    if any(losses.values()):
+        yield Picture("Loss", "The training loss as it was logged.", lambda: figures.losses(losses))
+
+
+def _with_histograms(history: Sequence[Snapshot]) -> list[Snapshot]:
+    """The first and the newest sample whose weight gradients have histograms."""
+    found = [s for s in history if any(x.weight_gradient and x.weight_gradient.histogram for x in s.layers)]
+    return [found[0], found[-1]] if len(found) > 1 else found
+
+
+def _figures(pictures: Iterable[Picture]) -> Iterator[str]:
+    """What cannot be drawn is said in its place."""
+    for picture in pictures:
+        try:
+            data = base64.b64encode(svg(picture.draw())).decode()
+            body = f'<img alt="{escape(picture.title)}" src="data:image/svg+xml;base64,{data}">'
+            yield _section(picture.title, f"<figure>{body}<figcaption>{escape(picture.caption)}</figcaption></figure>")
+        except UsageError as error:
+            yield _section(picture.title, f'<p class="quiet">Left out: {escape(str(error))}.</p>')
+
+
+def _head(name: str, summary: str) -> str:
+    return f'<h1>{escape(name)}</h1><p class="quiet">{escape(summary)}</p>'
+
+
+def _verdict(found: Report) -> str:
+    word = found.verdict.word
+    kind = "alarm" if word in ALARMS else "well" if word == "healthy" else "unsure"
+    text = found.verdict.paragraph.removeprefix(f"{word}: ") if word else found.verdict.paragraph
+    origin = "written by the run itself" if found.verdict.logged else "found now, from what the log holds"
+    remarks = "".join(f'<p class="quiet">{escape(remark)}</p>' for remark in found.remarks())
+    badge = f"<strong>{escape(word or 'verdict')}</strong>"
+    sentence = escape(text[:1].upper() + text[1:])
+    words = f'{badge}<p>{sentence}</p><p class="quiet">Verdict {origin}.</p>'
+    return f'<div class="verdict {kind}">{words}</div>{remarks}'
+
+
+def _settings(found: Report) -> str:
+    rows = [(key, shown_value(value)) for key, value in found.run.config.items() if key not in PLACES]
+    if not rows:
+        return _section("Settings", '<p class="quiet">The log does not hold them.</p>')
+    return _section("Settings", _table(("setting", "value"), rows))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+_LEFT = ("run", "verdict", "setting", "value", "layer", "size", "state")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    left = [' class="left"' if name in _LEFT or head[0] == "setting" else "" for name in head]
+    names = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, left, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, left, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+_STYLE = """
+body { margin: 0; background: #fff; color: #212121; font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 880px; margin: 0 auto; padding: 32px 20px 48px; }
+h1 { font-size: 26px; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 17px; font-weight: 600; margin: 36px 0 10px; overflow-wrap: anywhere; }
+p { margin: 6px 0; overflow-wrap: anywhere; }
+.quiet, figcaption { color: #5f6368; font-size: 13px; }
+.verdict { margin: 22px 0 8px; padding: 12px 16px; border-left: 6px solid; border-radius: 4px; background: #f7f7f7; }
+.verdict strong { font-size: 19px; }
+.alarm { border-color: #b3261e; } .well { border-color: #009e73; } .unsure { border-color: #b98000; }
+figure { margin: 0; } img { width: 100%; height: auto; display: block; } figcaption { margin-top: 4px; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 14px 4px 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
+th { font-weight: 600; color: #5f6368; } .left { text-align: left; } td.left { overflow-wrap: anywhere; }
+footer { margin-top: 40px; color: #5f6368; font-size: 12px; }
+@media print { section { break-inside: avoid; } }
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        f"<body><main>{''.join(sections)}<footer>vgrad_torch {__version__}</footer></main></body></html>\n"
+    )

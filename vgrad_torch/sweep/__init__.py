@@ -1,0 +1,1 @@
+"""Training a grid of networks and comparing them."""

@@ -1,0 +1,179 @@
+"""What the event files of a run hold, put together: gradient_flow tensors, scalars, texts, hyperparameters.
+
+TensorBoard's reader opens the files. A folder may hold several: a run that was resumed, a `SummaryWriter` beside the
+monitor. Where a step comes again, what was written later counts, and what an earlier run into the same folder left from
+that step on is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
+
+from vgrad_torch.errors import UsageError
+from vgrad_torch.tensorboard import tags as names
+
+_COUNTED = tuple(names.layer_tag(group, "") for group in names.LAYER_HISTOGRAMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A gradient_flow tensor, not yet decoded, and the histograms of the weight gradients beside it, by layer tag.
+
+    `counts` says how many entries a layer's tensors have, by the tag of their histogram.
+    """
+
+    step: int
+    wall_time: float
+    axes: names.Axes
+    tensor: Any
+    counts: Mapping[str, int]
+    histograms: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Events:
+    """What the event files hold, as they are read one after the other."""
+
+    samples: dict[tuple[str, ...], list[Sample]] = field(default_factory=dict)
+    scalars: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    texts: dict[str, tuple[float, str]] = field(default_factory=dict)
+    hparams: dict[str, Any] = field(default_factory=dict)
+    status: int | None = None
+    """How the run says that it ended: a `Status` of the HParams plugin."""
+    dropped: int = 0
+    problems: list[str] = field(default_factory=list)
+    tags: set[str] = field(default_factory=set)
+    _axes: dict[str, names.Axes] = field(default_factory=dict)
+    _counts: Mapping[str, int] = field(default_factory=dict)
+
+    def read(self, file: Path) -> None:
+        """Take all events of a file, up to where it is damaged or not yet written."""
+        whole = file.stat().st_size
+        seen = 0
+        for record in RawEventFileLoader(str(file)).Load():
+            seen += len(record) + 16  # a length of 8 bytes and two checksums of 4
+            event = Event.FromString(record)
+            self._take(event)
+        if not seen:
+            self.problems.append(f"{file.name} is {'damaged or no event file' if whole else 'empty'}.")
+        elif seen < whole:
+            rest = f"The last {whole - seen:,} bytes of {file.name} cannot be read"
+            self.problems.append(f"{rest}: cut off, damaged, or being written.")
+
+    def _take(self, event: Any) -> None:
+        values = {value.tag: value for value in event.summary.value}
+        self.tags |= values.keys()
+        self._count(values)
+        for tag, value in values.items():
+            plugin = value.metadata.plugin_data
+            if plugin.plugin_name == names.PLUGIN_NAME or tag in self._axes:
+                self._take_flow(tag, value, event, values)
+            elif value.HasField("simple_value") or plugin.plugin_name == "scalars" or tag in self.scalars:
+                self._take_scalar(tag, value, event.step)
+            elif tag in (names.VERDICT, names.FIRST_NONFINITE):
+                self.texts[tag] = event.wall_time, _text(value)
+            elif tag == hparams_metadata.SESSION_START_INFO_TAG:
+                self.hparams |= _hparams(plugin.content)
+                self.status = None  # of a resumed run the end is still to come
+            elif tag == hparams_metadata.SESSION_END_INFO_TAG:
+                self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
+
+    def _take_flow(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
+        if tag.startswith(names.THEORY):
+            return
+        if value.metadata.plugin_data.content:
+            try:
+                self._axes[tag] = names.decode(value.metadata.plugin_data.content)
+            except (KeyError, ValueError, TypeError) as error:
+                self.problems.append(f"{tag} cannot be read: its description is not ours ({error}).")
+                return
+        if tag not in self._axes:
+            return
+        axes = self._axes[tag]
+        histograms = {x: values[y] for x in axes.layers if (y := names.layer_tag(names.GRADIENT_LOG10, x)) in values}
+        layers = _without_calls(axes.layers)
+        samples = self.samples.setdefault(layers, [])
+        kept = [sample for sample in samples if sample.step < event.step] if _again(samples, event.step) else samples
+        self.dropped += len(samples) - len(kept)
+        kept.append(Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
+        self.samples[layers] = kept
+
+    def _take_scalar(self, tag: str, value: Any, step: int) -> None:
+        number = value.simple_value if value.HasField("simple_value") else float(make_ndarray(value.tensor))
+        points = self.scalars[tag]
+        if points and step < next(reversed(points)):
+            self.scalars[tag] = points = {s: x for s, x in points.items() if s < step}
+        points[step] = number
+
+    def _count(self, values: Mapping[str, Any]) -> None:
+        """How many entries a tensor has, from its histogram; it holds until there is another one."""
+        new = {
+            tag: int(make_ndarray(value.tensor)[:, 2].sum())
+            for tag, value in values.items()
+            if tag.startswith(_COUNTED) and len(value.tensor.tensor_shape.dim) == 2
+        }
+        if new:
+            self._counts = {**self._counts, **new}
+
+    @property
+    def end(self) -> str | None:
+        """What is to be said of the run's end, if it did not go well."""
+        if self.status == api_pb2.STATUS_FAILURE:
+            return "The run ended with an error; what came of its last step is not in the log."
+        if self.hparams and self.status is None:
+            return "The log has no end: the run was stopped, or is still going on."
+        return None
+
+
+def _without_calls(tags: list[str]) -> tuple[str, ...]:
+    """The layers without their calls, of which a recurrent one has more or fewer from step to step.
+
+    >>> _without_calls(["1-cell-8x8", "1-cell#2-8x8", "2-head-8x2"])
+    ('1-cell-8x8', '2-head-8x2')
+    """
+    return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", tag) for tag in tags))
+
+
+def _again(samples: list[Sample], step: int) -> bool:
+    return bool(samples) and samples[-1].step >= step
+
+
+def event_files(path: Path) -> list[Path]:
+    """In the order they were begun: their names hold the time, and then a number that counts."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"there is no folder {path}; give the folder of a run, such as runs/mine")
+    files = sorted(path.glob("*tfevents*"), key=lambda file: _by_numbers(file.name))
+    if files:
+        return files
+    below = sorted({str(file.parent) for file in path.glob("*/*tfevents*")})
+    more = f"; runs are below it: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}" if below else ""
+    raise UsageError(f"{path} holds no event file{more or '; give the folder of a run, such as runs/mine'}")
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that puts `events.9` before `events.10`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _hparams(content: bytes) -> dict[str, Any]:
+    start = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind") or "string_value") for name, value in start.items()}
+
+
+def _text(value: Any) -> str:
+    first = make_ndarray(value.tensor).ravel()[:1].tolist()
+    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)

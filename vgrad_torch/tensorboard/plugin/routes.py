@@ -1,0 +1,135 @@
+"""The back end of the Gradient Flow tab: what its page asks for, and what it is answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard import context, errors
+from tensorboard.backend import experiment_id, http_util
+from tensorboard.plugins import base_plugin
+from werkzeug import wrappers
+
+from vgrad_torch.tensorboard.plugin import flow
+from vgrad_torch.tensorboard.plugin.reader import Place, Reader, Refused
+from vgrad_torch.tensorboard.tags import PLUGIN_NAME
+
+STATIC = {
+    "index.js": "text/javascript",
+    "page.js": "text/javascript",
+    "state.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "waterfall.js": "text/javascript",
+    "scales.js": "text/javascript",
+    "data.js": "text/javascript",
+    "style.css": "text/css",
+}
+"""The files of the page; no other is ever read."""
+
+
+class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
+    """The tab; it is shown as soon as a run has data of ours."""
+
+    plugin_name = PLUGIN_NAME
+
+    def __init__(self, board: Any, static: Path = Path(__file__).parent / "static") -> None:
+        self._reader = Reader(board.data_provider, (board.sampling_hints or {}).get(PLUGIN_NAME))
+        self._static = static
+
+    def is_active(self) -> bool:
+        """TensorBoard itself finds out whether a tag names this plugin."""
+        return False
+
+    def frontend_metadata(self) -> Any:
+        """What the tab is called and where its page begins."""
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Gradient Flow")
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        """Route -> what answers it."""
+        files = {f"/{name}": _app(self._file(name)) for name in STATIC}
+        return {**files, "/runs": _app(self._runs), "/flow": _app(self._flow), "/profile": _app(self._profile)}
+
+    def _file(self, name: str) -> Callable[[Any], Any]:
+        def answer(request: Any) -> Any:
+            missing = [file for file in STATIC if not (self._static / file).is_file()]
+            if missing and name == "index.js":
+                return http_util.Respond(request, _apology(missing), STATIC[name])
+            if name in missing:
+                raise errors.NotFoundError(name)
+            return http_util.Respond(request, (self._static / name).read_bytes(), STATIC[name])
+
+        return answer
+
+    def _runs(self, request: Any) -> Any:
+        """All series with their layers, or what is wrong with them, and each run's notes."""
+        place = _place(request)
+        notes = self._reader.notes(place)
+        series = [
+            {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "stamp": s.stamp, "problem": s.problem,
+             "notes": notes.get(s.run, {})}
+            for s in self._reader.series(place)
+        ]  # fmt: skip
+        return http_util.Respond(request, {"series": series}, "application/json")
+
+    def _flow(self, request: Any) -> Any:
+        """One quantity of one series: its buckets' first steps, and the least and largest values [layers, buckets]."""
+        quantity = request.args.get("quantity")
+        if quantity not in flow.QUANTITIES:
+            raise Refused(f"quantity must be one of {', '.join(flow.QUANTITIES)}")
+        found, complete = self._reader.read(_place(request), preview="preview" in request.args)
+        head = {
+            "starts": found.starts.tolist(), "steps": found.profiles.steps.tolist(), "samples": found.samples,
+            "thinned": found.thinned, "complete": complete,
+        }  # fmt: skip
+        return _binary(request, head, {"low": found.lows[quantity], "high": found.highs[quantity]})
+
+    def _profile(self, request: Any) -> Any:
+        """All quantities at one step of one series, one value a layer; the theory's too, where the run has them."""
+        step = request.args.get("step", type=int)
+        if step is None:
+            raise Refused("step must be a whole number")
+        place = _place(request)
+        found, _ = self._reader.read(place, preview="preview" in request.args)
+        shown, values = found.profile(step)
+        try:
+            theory, problem = self._reader.theory(place, found.profiles.layers, shown), ""
+        except ValueError as error:
+            theory, problem = {}, f"the theory's line is left out: {error}"
+        named = {f"theory.{name}": line for name, line in theory.items()}
+        return _binary(request, {"step": shown, "problem": problem}, {**values, **named})
+
+
+def _app(answer: Callable[[Any], Any]) -> Any:
+    """A WSGI application; what the data do not allow is said in one line, with the status of the error."""
+
+    @wrappers.Request.application
+    def application(request: Any) -> Any:
+        try:
+            return answer(request)
+        except errors.PublicError as error:
+            return http_util.Respond(request, str(error), "text/plain", code=error.http_code)
+
+    return application
+
+
+def _place(request: Any) -> Place:
+    experiment = request.environ.get(experiment_id.WSGI_ENVIRON_KEY, "")
+    return Place(
+        context.from_environ(request.environ), experiment, request.args.get("run", ""), request.args.get("tag", "")
+    )
+
+
+def _binary(request: Any, head: Mapping[str, Any], arrays: Mapping[str, flow.Array]) -> Any:
+    """Little-endian: the head's length, the head as JSON padded to 4 bytes, then the arrays as float32."""
+    shapes = [[name, *array.shape] for name, array in arrays.items()]
+    text = json.dumps({**head, "arrays": shapes}).encode()
+    text += b" " * (-len(text) % 4)
+    content = [len(text).to_bytes(4, "little"), text, *(array.astype("<f4").tobytes() for array in arrays.values())]
+    return http_util.Respond(request, b"".join(content), "application/octet-stream")
+
+
+def _apology(missing: list[str]) -> str:
+    words = f"The Gradient Flow tab is incomplete: {', '.join(missing)} is missing. Install vgrad-torch again."
+    return f"export function render() {{ document.body.textContent = {json.dumps(words)}; }}"

@@ -1,0 +1,1 @@
+"""What mean-field theory expects of an MLP before training."""

@@ -1,0 +1,1 @@
+"""Training one network: data, recipe, loop and checkpoints."""

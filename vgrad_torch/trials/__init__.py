@@ -1,0 +1,1 @@
+"""What is tried on a copy of a model, before training."""
