@@ -2,8 +2,8 @@
 
 It can be stopped at any time and goes on where it was. Into runs/calibration it writes `networks.csv`, a row for each
 network; `calibration.json`, the cut-offs, the tables and where they come from; `calibration.png`; and below `raw` what
-was recorded, which can be deleted afterwards. Where the cut-offs are not those of `vgrad_torch/verdict/cutoffs.py` it says so:
-that file is to be changed by hand, and this is to be run again.
+was recorded, which can be deleted afterwards. If the cut-offs differ from those of `vgrad_torch/verdict/cutoffs.py`, it
+says so: change that file by hand and run this again.
 """
 
 from __future__ import annotations

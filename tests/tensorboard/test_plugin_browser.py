@@ -20,6 +20,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests import ROOT
 from tests.support import browser, flows
 from tests.support.flows import LAYERS, typical, write
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
@@ -474,9 +475,9 @@ def test_without_data_the_tab_says_how_to_make_some(chrome: webdriver.Chrome, tm
 
 
 def test_a_missing_file_of_the_page_is_a_message(chrome: webdriver.Chrome, tmp_path: Path) -> None:
-    package = Path(names.__file__).parent.parent
+    package = ROOT / "vgrad_torch"
     shutil.copytree(package, tmp_path / "copy" / "vgrad_torch")
-    (tmp_path / "copy" / "vgrad_torch" / "plugin" / "static" / "charts.js").unlink()
+    (tmp_path / "copy" / "vgrad_torch" / "tensorboard" / "plugin" / "static" / "charts.js").unlink()
     write(tmp_path / "runs" / "a", [(0, typical())])
     for tab in board(chrome, tmp_path, 1, "rust", tmp_path / "copy"):
         chrome.switch_to.default_content()
