@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# make's variable = vgrad's flag. Only what the command line gives counts (NAME is also the host's name in some shells);
-# it reaches vgrad through the environment, so that the shell reads no character of it as its own.
+# Each of these variables becomes a flag of vgrad: ACT=relu is --act=relu. Only values given on make's command line count,
+# since some shells set variables such as NAME. They reach vgrad through the environment, so the shell cannot interpret them.
 VARIABLES := DATA ACT INIT HIDDEN NORM RESIDUAL GAIN BIAS OPT LR MOMENTUM WD CLIP BATCH EPOCHS SEED EVERY MONITOR NAME DATA_DIR \
 	RESUME NPROC SEEDS JOBS BACKEND PORT
 GIVEN := $(foreach v,$(VARIABLES),$(if $(filter command line,$(origin $v)),$v))
@@ -24,20 +24,20 @@ TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} exec $(BIN)/torchrun --standalone
 endif
 export VGRAD_RUNS := $(or $(if $(filter command line,$(origin RUNS)),$(value RUNS)),runs)
 
-.PHONY: help install train sweep preflight board test bench check calibrate scale gallery format clean
+.PHONY: help install train sweep preflight board test test-oldest bench check calibrate scale gallery format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
-	@echo "vgrad_torch: see the gradient of a deep network die, and what brings it back"
+	@echo "vgrad_torch: shows the gradient that each layer of a network receives, and how to fix it where it vanishes"
 	@echo
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  DATA=digits|circles|mnist|fashion-mnist|cifar10   ACT=sigmoid|tanh|relu|...   INIT=uniform|xavier|he|..."
 	@echo "  NORM=batch|layer  RESIDUAL=1  GAIN=2  BIAS=-0.5  CLIP=1"
 	@echo "  HIDDEN=512,256,128  OPT=sgd|rmsprop|adam|adamw  LR MOMENTUM WD BATCH EPOCHS SEED EVERY MONITOR NAME RUNS DATA_DIR NPROC"
 	@echo "  make sweep takes several values, ACT=sigmoid,tanh,relu LR=0.1,0.01, of DATA ACT INIT NORM GAIN OPT LR; SEEDS=5 JOBS=2 BACKEND"
 	@echo
-	@echo "  RESUME=runs/x goes on with a run that was interrupted"
+	@echo "  RESUME=runs/x continues a run that was interrupted"
 	@echo
 	@echo "  First: make train ACT=sigmoid; make train ACT=relu; make board"
 
@@ -46,19 +46,22 @@ install: .venv/installed ## set up .venv with what training needs
 train: .venv/installed ## train a network and log its gradients into runs/ (NPROC=4: in four processes)
 	@VGRAD_MAKE=1 $(TRAIN) $(FLAGS) $(if $(and $(filter RESUME,$(GIVEN)),$(RESUME)),,"--runs=$$VGRAD_RUNS")
 
-sweep: .venv/installed ## train a grid of networks and compare them; one that was stopped goes on where it was
+sweep: .venv/installed ## train a grid of networks and compare them; a stopped sweep continues when it is started again
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad sweep $(SWEEP) "--runs=$$VGRAD_RUNS"
 
-preflight: .venv/installed ## judge a network from one batch, untrained, and try what could mend it; takes train's values
+preflight: .venv/installed ## check a network on one batch before training, and try fixes; takes the values of make train
 	@VGRAD_MAKE=1 exec $(BIN)/vgrad preflight --what-if $(NETWORK)
 
-board: .venv/installed ## TensorBoard on localhost over runs/ (PORT=6006)
+board: .venv/installed ## open TensorBoard on localhost for runs/ (PORT=6006)
 	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(call flag,PORT,port)
 
-test: .venv/installed-dev ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed-dev ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-bench: .venv/installed-dev ## what watching costs, beside what people do today
+test-oldest: .venv-oldest/installed ## run the tests with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -W ignore::DeprecationWarning
+
+bench: .venv/installed-dev ## measure the cost of watching, compared with other tools
 	$(BIN)/python -m tests.scripts.bench
 
 check: .venv/installed-dev ## lint, format, types
@@ -66,21 +69,21 @@ check: .venv/installed-dev ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-calibrate: .venv/installed ## train the networks that the verdict is calibrated on, half an hour on two cores
+calibrate: .venv/installed ## train the networks that calibrate the verdict: half an hour on two cores
 	$(BIN)/python -m tests.scripts.calibrate
 
-scale: .venv/installed ## what watching costs at 70 billion parameters on 1,024 ranks, into runs/scale
+scale: .venv/installed ## compute the cost of watching 70 billion parameters on 1,024 ranks, into runs/scale
 	$(BIN)/python -m tests.scripts.scale
 
-gallery: .venv/installed ## draw the figures of both tutorials and the cures into runs/gallery, two minutes; DATA_DIR=MNIST's
+gallery: .venv/installed-dev ## draw the figures of both tutorials and of the fixes into runs/gallery: two minutes
 	$(BIN)/python -m tests.scripts.gallery $(call flag,DATA_DIR,data-dir)
 
 format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove the virtual environments and caches; runs/ stays
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -93,4 +96,14 @@ clean: ## remove .venv and caches; runs/ stays
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Every lower bound of pyproject.toml becomes the version: "torch>=2.6" is torch==2.6.
+LOWEST = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print("\n".join(r.replace(">=", "==") for r in p["dependencies"] + p["optional-dependencies"]["dev"]))
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) -c '$(LOWEST)' > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/lowest.txt -e .
 	@touch $@

@@ -1,8 +1,9 @@
-"""`make gallery`: train, from fixed seeds, the networks of both documents and their cures, and draw them.
+"""`make gallery`: train the networks of both tutorials, and networks with fixes, from fixed seeds, and draw them.
 
-Into runs/gallery it writes the pictures, `captions.json` with the numbers that were measured, and a README.md that
-shows both. Takes two minutes on two cores. `--data-dir` names a folder with MNIST's four files; without it the MXNet
-document's networks are trained on the digits that come with scikit-learn.
+Writes to runs/gallery: the pictures, a screenshot of the Gradient Flow tab, `captions.json` with the measured numbers,
+and a README.md that shows all of it. Takes two minutes on two cores. The screenshot needs chromium and chromedriver;
+without them the old one stays. `--data-dir` names a folder with MNIST's four files; without it the networks of the
+MXNet tutorial are trained on the digits that come with scikit-learn.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import argparse
 import io
 import json
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import nn
 
 import vgrad_torch as vg
 from tests import ROOT
+from tests.support import browser
 from vgrad_torch.records import Snapshot, Stats
 from vgrad_torch.report import figures
 from vgrad_torch.report.figures import style
@@ -39,12 +42,12 @@ WIDTH = 8.0  # inches, 1,200 pixels
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture, its file's name, and what is to be seen in it: sentences with measured numbers."""
+    """A picture, the name of its file, and a caption: sentences with measured numbers."""
 
     name: str
     title: str
     caption: str
-    figure: Figure
+    drawing: Figure | Image.Image
 
 
 Results = Mapping[str, training.Result]
@@ -78,7 +81,7 @@ def listed(words: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in words.items())
 
 
-# --- the Keras document --------------------------------------------------------------------------------------------
+# --- the Keras tutorial --------------------------------------------------------------------------------------------
 
 
 def keras(runs: Path) -> Iterator[Picture]:
@@ -87,7 +90,7 @@ def keras(runs: Path) -> Iterator[Picture]:
     x, y = data.x_train.numpy(), data.y_train.numpy()
     counts = " and ".join(f"{int((y == label).sum())} of class {label}" for label in (0, 1))
     caption = f"Two circles with noise: {counts}."
-    yield Picture("circles-data", "The data of the Keras document", caption, figures.circles(x, y))
+    yield Picture("circles-data", "The data of the Keras tutorial", caption, figures.circles(x, y))
     results = train(runs, {act: {"act": act} for act in ("sigmoid", "tanh", "relu")}, "circles")
     histories, per_epoch = samples(results), -(-len(x) // 32)
     moved = {name: _moved(result) for name, result in results.items()}
@@ -117,7 +120,7 @@ def _gradients_and_end(result: training.Result) -> str:
     return f"{first / last:.2g}, {result.epochs[-1].train.accuracy:.1%}"
 
 
-# --- the MXNet document --------------------------------------------------------------------------------------------
+# --- the MXNet tutorial --------------------------------------------------------------------------------------------
 
 
 def mxnet(runs: Path, data: str, data_dir: str | None) -> Iterator[Picture]:
@@ -127,7 +130,7 @@ def mxnet(runs: Path, data: str, data_dir: str | None) -> Iterator[Picture]:
     before = {name: f"{rms(s.layers[0].weight_gradient):.1e}" for name, s in firsts(results).items()}
     ends = {name: f"{accuracy(result):.1%}" for name, result in results.items()}
     yield Picture(
-        "mxnet-flow", f"The networks of the MXNet document, on {data}",
+        "mxnet-flow", f"The networks of the MXNet tutorial, on {data}",
         f"First layer on top. Validation accuracy at the end: {listed(ends)}.", figures.flow_map(samples(results)),
     )  # fmt: skip
     right = {name: [(e.step, e.validation.accuracy) for e in result.epochs] for name, result in results.items()}
@@ -141,7 +144,7 @@ def mxnet(runs: Path, data: str, data_dir: str | None) -> Iterator[Picture]:
         f"RMS of the first layer's gradient: {listed(before)}.", figures.depth_profile(firsts(results)),
     )  # fmt: skip
     yield Picture(
-        "mxnet-waterfall", "Which weight and which activation takes it",
+        "mxnet-waterfall", "How much each weight and each activation takes away",
         f"All activations together multiply the gradient by {listed(_activations(results))}.",
         figures.waterfalls(firsts(results)),
     )  # fmt: skip
@@ -192,9 +195,9 @@ def _from_to(snapshot: Snapshot, quantity: str) -> str:
     return f"{first:.2g} to {last:.2g}"
 
 
-# --- cures ---------------------------------------------------------------------------------------------------------
+# --- fixes ---------------------------------------------------------------------------------------------------------
 
-CURES: Mapping[str, Mapping[str, Any]] = {
+FIXES: Mapping[str, Mapping[str, Any]] = {
     "uniform": {"init": "uniform"},
     "he": {"init": "he"},
     "orthogonal": {"init": "orthogonal"},
@@ -203,19 +206,19 @@ CURES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def cures(runs: Path) -> Iterator[Picture]:
-    """One deep relu network, its disease, and four cures."""
-    results = train(runs, CURES, "digits", act="relu", hidden=(64,) * 12, epochs=10, every=8)
+def fixes(runs: Path) -> Iterator[Picture]:
+    """One deep relu network whose gradient vanishes, and the same network with four fixes."""
+    results = train(runs, FIXES, "digits", act="relu", hidden=(64,) * 12, epochs=10, every=8)
     ends = {name: f"{accuracy(result):.1%}" for name, result in results.items()}
     before = {name: f"{rms(s.layers[0].weight_gradient):.1e}" for name, s in firsts(results).items()}
     yield Picture(
-        "cures-flow", "A relu network of 12 hidden layers of 64 units, ill and cured",
-        f"Batch norm and residual connections have the same uniform weights as the ill one. Validation accuracy after "
+        "fixes-flow", "A relu network of 12 hidden layers of 64 units, as it is and with four fixes",
+        f"Batch norm and residual connections are added to the network with uniform weights. Validation accuracy after "
         f"10 epochs: {listed(ends)}.",
         figures.flow_map(samples(results), height=2.9),
     )  # fmt: skip
     yield Picture(
-        "cures-profile", "The same before training",
+        "fixes-profile", "The same before training",
         f"RMS of the first layer's gradient: {listed(before)}.", figures.depth_profile(firsts(results)),
     )  # fmt: skip
 
@@ -230,7 +233,7 @@ README: Mapping[str, Mapping[str, Any]] = {
 
 
 def readme(runs: Path) -> Iterator[Picture]:
-    """The seven-layer network of the README's first lines, three times, before training; above it what came of it."""
+    """The README's seven-layer network in three versions, before training. The titles say how well each one learned."""
     results = train(runs, README, "digits")
     figure = figures.ridges(firsts(results), exponents=range(-52, 10), height=4.4)
     for axis, (name, result) in zip(figure.axes, results.items(), strict=True):
@@ -251,6 +254,35 @@ def readme(runs: Path) -> Iterator[Picture]:
         f"from below. RMS at fc1 and at fc7: {listed(sizes)}. Validation accuracy after training: {listed(ends)}.",
         figure,
     )  # fmt: skip
+    shown = [name for name in README if name != "relu"]
+    if shot := screenshot(runs, shown):
+        yield Picture(
+            "tab", "The Gradient Flow tab in TensorBoard",
+            f"Two of these runs. The verdicts at the end: {listed({n: results[n].diagnosis.verdict for n in shown})}.",
+            shot,
+        )  # fmt: skip
+
+
+def screenshot(runs: Path, shown: Sequence[str]) -> Image.Image | None:
+    """The Gradient Flow tab over some runs as a browser shows it; None where there is no chromium."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        print("No chromium or chromedriver: the screenshot of the tab is not made again.", flush=True)
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for run in shown:
+            (folder / "runs").mkdir(exist_ok=True)
+            (folder / "runs" / run).symlink_to(runs / run)
+        log = folder / "tensorboard.log"
+        with browser.tensorboard(folder / "runs", log) as address, browser.chromium(folder / "profile") as chrome:
+            chrome.set_window_size(1400, 1160)
+            page = browser.Page(chrome, address, folder)
+            page.open("gradient_flow")
+            chrome.switch_to.frame(page.wait("return all('iframe').find(f => f.src.includes('gradient_flow'))"))
+            page.wait(f"return all('#maps canvas').length === {len(shown)} && all('#profile .mark').length > 0")
+            page.wait("return all('main').every(main => main.ariaBusy === 'false')")
+            chrome.switch_to.default_content()
+            return Image.open(io.BytesIO(chrome.get_screenshot_as_png()))
 
 
 def _way(figure: Figure) -> None:
@@ -267,9 +299,10 @@ def _way(figure: Figure) -> None:
 
 def save(picture: Picture) -> int:
     """Write the picture with 256 colours, which are enough for it; the size in bytes."""
-    image = Image.open(io.BytesIO(style.png(picture.figure))).convert("RGB")
+    drawing = picture.drawing
+    image = Image.open(io.BytesIO(style.png(drawing))) if isinstance(drawing, Figure) else drawing
     file = FOLDER / f"{picture.name}.png"
-    image.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
     return file.stat().st_size
 
 
@@ -281,7 +314,7 @@ def pictures(data_dir: str | None) -> Iterator[Picture]:
         yield from keras(runs / "keras")
         yield from mxnet(runs / "mxnet", "mnist" if data_dir else "digits", data_dir)
         yield from glorot()
-        yield from cures(runs / "cures")
+        yield from fixes(runs / "fixes")
 
 
 def main() -> None:
