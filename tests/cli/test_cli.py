@@ -153,9 +153,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_log_that_breaks_off_is_said_at_the_end(tmp_path: Path) -> None:
     code = (
-        "import shutil, sys; from vgrad_torch import cli, training; keep = training.train\n"
+        "import shutil, sys; from vgrad_torch import cli; from vgrad_torch.training import loop; keep = loop.train\n"
         f"def train(*args, **kwargs): shutil.rmtree({str(tmp_path)!r}); keep(*args, **kwargs)\n"
-        "training.train = train; sys.exit(cli.main(sys.argv[1:]))"
+        "loop.train = train; sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--epochs", "1", "--runs", str(tmp_path)],

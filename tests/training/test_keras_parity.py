@@ -1,10 +1,14 @@
-"""The Keras document, from its own initial weights and batch order, and from ours: see oracles/README.md."""
+"""The Keras document, from its own initial weights and batch order, and from ours: see oracles/README.md.
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+Two replays on different processors differ by rounding, which grows with the steps. How far it grows is measured here,
+by *neighbours*: replays that differ only in what no processor promises, the last bit of the initial weights, the order
+of sums, and the constant 1e-7 inside the logarithm of Keras' loss. Ours and Keras' may differ by `FACTOR` times what
+the neighbours differ among themselves. That a wrong constant breaks this bound is a test of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from torch.optim import Optimizer
 
 import vgrad_torch as vg
 from tests import ROOT
+from tests.support import stack
 from tests.support.assertions import assert_is_tensor
 from vgrad_torch.training import evaluation, recipes
 from vgrad_torch.training import loop as training
@@ -32,6 +37,10 @@ RECORDS = [*range(0, STEPS, PER_EPOCH), STEPS - 1]
 """The 101 steps whose gradients the document shows: the first of each epoch, and the very last, of 8 samples."""
 RECORDED = 96
 """The steps (3 epochs) whose gradients the oracle holds element by element."""
+NEIGHBOURS = 16
+FACTOR = 5.0
+"""Of two replays, and of all neighbours: the range of 16 values is above 3.5 standard deviations, so this is above 12
+of the difference between two. Measured on several code paths: at most 1.7. Broken trainings: at least 9."""
 
 
 def oracle_of(name: str) -> Oracle:
@@ -83,12 +92,57 @@ def copies(tensors: list[Tensor]) -> list[Array]:
     return [np.array(tensor.detach().numpy()) for tensor in tensors]
 
 
+def keras_loss(logits: Tensor, y: Tensor, inside: float = 1e-7) -> Tensor:
+    """Keras' binary cross-entropy of each sample: it clips the probability and adds 1e-7 inside the logarithm."""
+    p = torch.sigmoid(logits).clamp(1e-7, 1 - 1e-7)
+    return -torch.where(y == 1, torch.log(p + inside), torch.log(1 - p + inside))
+
+
+def both_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """The package's formula for the even members, Keras' for the odd ones."""
+    ours = nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+    return torch.where((torch.arange(len(logits)) % 2 == 1)[:, None], keras_loss(logits, y), ours)
+
+
+def neighbours(oracle: Oracle, act: str, data: Dataset) -> stack.Trace:
+    """Replays of Keras' training from initial weights of which each entry is moved to the next float up or down."""
+    model, _ = network(oracle, act)
+    members = stack.Stack([model] * NEIGHBOURS)
+    chance = np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in members.parameters():
+            toward = np.where(chance.random(parameter.shape) < 0.5, -np.inf, np.inf).astype(np.float32)
+            parameter.copy_(torch.from_numpy(np.nextafter(parameter.numpy(), toward)))
+    batches = keras_batches(oracle["order"], data)
+    optimizer = recipes.make_optimizer(members, recipes.recipe("circles", act=act))
+    return stack.train(members, optimizer, (batches() for _ in range(EPOCHS)), both_losses, entries=RECORDED)
+
+
+def largest(values: Array) -> Array:
+    """Of each step, over all else: [steps, ...] to [steps]."""
+    greatest: Array = np.asarray(values, np.float64).reshape(len(values), -1).max(1)
+    return greatest
+
+
+def excess(ours: Array, keras: Array, members: Array) -> float:
+    """Our distance from Keras, in ranges of the neighbours; the largest over the steps. 0/0 is 0.
+
+    `ours` and `keras` are [steps, ...], `members` has an axis of members at the end. The range at a step is the largest
+    up to this step, as rounding errors stay in the weights.
+    """
+    members = members.astype(np.float64)
+    allowed = np.maximum.accumulate(largest(members.max(-1) - members.min(-1)))
+    error = largest(np.abs(ours.astype(np.float64) - keras))
+    return float(np.divide(error, allowed, out=np.where(error > 0, np.inf, 0.0), where=allowed > 0).max())
+
+
 @dataclass
 class Replay:
-    """The package's training on Keras' initial weights and batches, watched at every step."""
+    """The package's training on Keras' initial weights and batches, watched at every step; and its neighbours."""
 
     oracle: Oracle
     model: nn.Sequential
+    neighbours: stack.Trace
     monitor: vg.Monitor
     before: evaluation.Score
     epochs: list[evaluation.Epoch] = field(default_factory=list)
@@ -106,6 +160,7 @@ def replay(request: pytest.FixtureRequest, data: Dataset) -> Replay:
     oracle = oracle_of(f"manual_{act}")
     model, optimizer = network(oracle, act)
     layers, bce = linears(model), evaluation.loss_function(data.classes)
+    around = neighbours(oracle, act, data)
 
     def loss_fn(output: Tensor, y: Tensor) -> Tensor:
         loss = bce(output, y)
@@ -125,26 +180,13 @@ def replay(request: pytest.FixtureRequest, data: Dataset) -> Replay:
 
     optimizer.register_step_pre_hook(before_step)
     with vg.watch(model, optimizer, every=1, histograms=False) as monitor:
-        seen = Replay(oracle, model, monitor, evaluation.scores(model, data, bce)[0])
+        seen = Replay(oracle, model, around, monitor, evaluation.scores(model, data, bce)[0])
         training.train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=EPOCHS,
             training_batches=keras_batches(oracle["order"], data), on_epoch=on_epoch,
         )  # fmt: skip
     assert len(seen.losses) == len(monitor.history) == STEPS
     return seen
-
-
-def assert_gradients(ours: Array, keras: Array) -> None:
-    """Of one layer, [step, entry]: to 1e-5 of the largest gradient at that step, to 1.5e-6, and exact where it is 0.
-
-    Keras 2.7 takes log(p + 1e-7) of the probability p of the true class, the package log(p) from the logit: that
-    alone changes a sample's gradient by 1e-7 / p, 3e-6 of it where the published ReLU network starts out with
-    p = 0.03 and gradients of 0.8. (Measured: up to 1.3e-6 there, 3.6e-7 for tanh, 7.5e-8 for sigmoid; with Keras'
-    formula in torch it is 6e-8 for ReLU's first step.)
-    """
-    error = np.abs(ours.astype(np.float64) - keras).max(1)
-    assert (error <= 1e-5 * np.abs(keras).max(1)).all()
-    assert error.max() <= 1.5e-6
 
 
 def test_the_data_are_those_of_the_document(data: Dataset) -> None:
@@ -154,100 +196,174 @@ def test_the_data_are_those_of_the_document(data: Dataset) -> None:
 
 
 def test_loss_of_every_step(replay: Replay) -> None:
-    np.testing.assert_allclose(replay.losses, replay.oracle["loss_step"], rtol=0, atol=1e-6)
+    losses = np.stack(replay.neighbours.losses)
+    assert excess(np.array(replay.losses), replay.oracle["loss_step"], losses) <= FACTOR
 
 
-@pytest.mark.parametrize(("epoch", "tolerance"), [(3, 1e-6), (100, 1e-5)])
-def test_weights_after(replay: Replay, epoch: int, tolerance: float) -> None:
+def weights_excess(kernels: list[Array], biases: list[Array], epoch: int, oracle: Oracle, trace: stack.Trace) -> float:
+    """The largest over the layers, for weights after an epoch."""
+    ratios = []
     for number in LAYERS:
-        kernel, bias = replay.kernels[epoch - 1][number - 1], replay.biases[epoch - 1][number - 1]
-        np.testing.assert_allclose(kernel.T, replay.oracle[f"kernels_{number}"][epoch], rtol=0, atol=tolerance)
-        np.testing.assert_allclose(bias, replay.oracle[f"biases_{number}"][epoch], rtol=0, atol=tolerance)
+        members = np.moveaxis(trace.kernels[epoch][number - 1], 0, -1)
+        ratios.append(excess(kernels[number - 1][None], oracle[f"kernels_{number}"][epoch].T[None], members[None]))
+        members = np.moveaxis(trace.biases[epoch][number - 1][:, 0], 0, -1)
+        ratios.append(excess(biases[number - 1][None], oracle[f"biases_{number}"][epoch][None], members[None]))
+    return max(ratios)
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 10, 100])
+def test_weights_after(replay: Replay, epoch: int) -> None:
+    ours = replay.kernels[epoch - 1], replay.biases[epoch - 1]
+    assert weights_excess(*ours, epoch, replay.oracle, replay.neighbours) <= FACTOR
+
+
+def recorded(oracle: Oracle, number: int) -> Array:
+    """Keras' gradients of a layer's kernel, in torch's order, and bias: [step, entry]."""
+    kernels = oracle[f"kernel_gradients_{number}"].astype(np.float64)
+    return np.hstack([kernels.transpose(0, 2, 1).reshape(RECORDED, -1), oracle[f"bias_gradients_{number}"]])
+
+
+def entries(trace: stack.Trace, number: int) -> Array:
+    """The neighbours' gradients of a layer: [step, entry, member]."""
+    return np.stack([layers[number - 1].T for layers in trace.entries])
 
 
 @pytest.mark.parametrize("number", LAYERS)
 def test_gradients_element_by_element(replay: Replay, number: int) -> None:
-    ours = [
-        np.concatenate([kernels[number - 1].T.ravel(), biases[number - 1]])
-        for kernels, biases in zip(replay.kernel_gradients, replay.bias_gradients, strict=True)
-    ]
-    kernels, biases = (replay.oracle[f"{kind}_gradients_{number}"] for kind in ("kernel", "bias"))
-    assert_gradients(np.stack(ours), np.hstack([kernels.reshape(RECORDED, -1), biases]))
+    pairs = zip(replay.kernel_gradients, replay.bias_gradients, strict=True)
+    ours = np.stack([np.concatenate([kernels[number - 1].ravel(), biases[number - 1]]) for kernels, biases in pairs])
+    assert excess(ours, recorded(replay.oracle, number), entries(replay.neighbours, number)) <= FACTOR
 
 
 @pytest.mark.parametrize("number", LAYERS)
 def test_the_monitor_sees_keras_gradients(replay: Replay, number: int) -> None:
-    keras = replay.oracle[f"kernel_gradients_{number}"].astype(np.float64).reshape(RECORDED, -1)
+    """No statistic is further off than the entry that is furthest off."""
+    size = replay.kernels[0][number - 1].size
+    keras = recorded(replay.oracle, number)[:, :size]
     expected = {
         "mean": keras.mean(1),
         "std": keras.std(1),
         "rms": np.sqrt(np.square(keras).mean(1)),
         "min": keras.min(1),
         "max": keras.max(1),
-        "zero_fraction": (keras == 0).mean(1),
     }
-    largest = np.abs(keras).max(1)
+    members = entries(replay.neighbours, number)[:, :size]
     for statistic, values in expected.items():
         ours = replay.monitor.history.series("weight_gradient", statistic)[:RECORDED, number - 1]
-        error = np.abs(ours - values)
-        assert (error <= 1e-5 * largest).all(), statistic
-        assert error.max() <= 1.5e-6, statistic
+        assert excess(ours, values, members) <= FACTOR, statistic
+    zeros = replay.monitor.history.series("weight_gradient", "zero_fraction")[:RECORDED, number - 1]
+    np.testing.assert_array_equal(zeros, (keras == 0).mean(1))
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS)
-def test_with_keras_own_formula_of_the_loss_the_recorded_gradients_agree_to_1e_minus_6(act: str, data: Dataset) -> None:
-    oracle = oracle_of(f"manual_{act}")
+@dataclass
+class Short:
+    """The first three epochs of a replay, in the package's loop."""
+
+    losses: Array
+    gradients: Array
+    """Mean of the weight gradients: [step, layer]."""
+    kernels: list[Array]
+    biases: list[Array]
+
+
+def first_epochs(
+    oracle: Oracle,
+    act: str,
+    data: Dataset,
+    loss: stack.Loss = keras_loss,
+    change: Callable[[Optimizer], None] = lambda optimizer: None,
+    order: tuple[int, int, int] = (0, 1, 2),
+) -> Short:
     model, optimizer = network(oracle, act)
+    change(optimizer)
+    losses: list[float] = []
 
-    def keras_loss(output: Tensor, y: Tensor) -> Tensor:
-        p = torch.sigmoid(output[:, 0]).clamp(1e-7, 1 - 1e-7)
-        return -torch.where(y == 1, torch.log(p + 1e-7), torch.log(1 - p + 1e-7)).mean()
+    def loss_fn(output: Tensor, y: Tensor) -> Tensor:
+        value = loss(output[:, 0], y.float()).mean()
+        if value.requires_grad:
+            losses.append(float(value.detach()))
+        return value
 
     with vg.watch(model, optimizer, every=1, histograms=False) as monitor:
         training.train(
-            model, data, optimizer, monitor, loss_fn=keras_loss, epochs=RECORDED // 32,
-            training_batches=keras_batches(oracle["order"], data), on_epoch=lambda epoch: None,
+            model, data, optimizer, monitor, loss_fn=loss_fn, epochs=3,
+            training_batches=keras_batches(oracle["order"][[*order]], data), on_epoch=lambda epoch: None,
         )  # fmt: skip
+    layers = linears(model)
+    kernels, biases = copies([x.weight for x in layers]), copies([x.bias for x in layers])
+    return Short(np.array(losses), monitor.history.series("weight_gradient", "mean"), kernels, biases)
+
+
+def short_excess(short: Short, oracle: Oracle, trace: stack.Trace) -> float:
+    """Of losses and weights after three epochs: the larger one."""
+    losses = excess(short.losses, oracle["loss_step"][:RECORDED], np.stack(trace.losses[:RECORDED]))
+    return max(losses, weights_excess(short.kernels, short.biases, 3, oracle, trace))
+
+
+def test_with_keras_own_formula_of_the_loss_the_gradients_agree_even_better(replay: Replay, data: Dataset) -> None:
+    """Now only the neighbours that use this formula count."""
+    act = activation_of(replay)
+    short = first_epochs(replay.oracle, act, data)
+    keras = np.stack([recorded(replay.oracle, n)[:, : short.kernels[n - 1].size].mean(1) for n in LAYERS], 1)
+    members = np.stack(replay.neighbours.means)[:RECORDED, :, 1::2]
     for number in LAYERS:
-        keras = oracle[f"kernel_gradients_{number}"].astype(np.float64).reshape(RECORDED, -1)
-        for statistic, values in (
-            ("mean", keras.mean(1)),
-            ("std", keras.std(1)),
-            ("min", keras.min(1)),
-            ("max", keras.max(1)),
-        ):
-            ours = monitor.history.series("weight_gradient", statistic)[:, number - 1]
-            np.testing.assert_allclose(ours, values, rtol=0, atol=1e-6)
+        assert excess(short.gradients[:, number - 1], keras[:, number - 1], members[:, number - 1]) <= FACTOR
 
 
-def test_the_101_records_of_the_document(replay: Replay) -> None:
-    """Mean and population std of each layer's gradient, to 1e-6 and 5e-5 of its RMS; for ReLU to 5e-4 of it.
+def activation_of(replay: Replay) -> str:
+    return type(replay.model[1]).__name__.lower()
 
-    Over 3,200 steps rounding adds up to weights that are up to 6e-6 apart (as in every other replay of these runs),
-    and the gradient of a fitted network is the small sum of larger ones of both signs: ReLU's last, of the 8 samples
-    left over, is 3e-5 and comes out 2.8e-4 off, tanh's 1e-5, sigmoid's 4e-5 at a step where it passes through zero.
-    The 10 first records agree to 5e-5 of the RMS for all three.
-    """
+
+def constant(**values: float) -> Callable[[Optimizer], None]:
+    def change(optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group.update(values)
+
+    return change
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "epsilon 1e-8": {"change": constant(eps=1e-8)},
+    "momentum 0.01": {"change": constant(momentum=0.01)},
+    "rho 0.99": {"change": constant(alpha=0.99)},
+    "two epochs swapped": {"order": (1, 0, 2)},
+    "1e-5 inside the logarithm": {"loss": lambda logits, y: keras_loss(logits, y, 1e-5)},
+}
+
+
+def test_the_bound_is_kept_by_the_first_three_epochs(replay: Replay, data: Dataset) -> None:
+    short = first_epochs(replay.oracle, activation_of(replay), data)
+    assert short_excess(short, replay.oracle, replay.neighbours) <= FACTOR
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_training_breaks_the_bound(replay: Replay, data: Dataset, broken: str) -> None:
+    short = first_epochs(replay.oracle, activation_of(replay), data, **BROKEN[broken])
+    assert short_excess(short, replay.oracle, replay.neighbours) > FACTOR
+
+
+@pytest.mark.parametrize("statistic", ["mean", "std"])
+def test_the_101_records_of_the_document(replay: Replay, statistic: str) -> None:
+    """Mean and population std of each layer's gradient."""
     assert replay.monitor.history.steps == list(range(STEPS))
-    rms = np.hypot(replay.oracle["grad_mean"], replay.oracle["grad_std"])
-    loose = 5e-4 if replay.model[1].__class__ is nn.ReLU else 5e-5
-    for statistic in ("mean", "std"):
-        ours = replay.monitor.history.series("weight_gradient", statistic)[RECORDS]
-        error = np.abs(ours - replay.oracle[f"grad_{statistic}"])
-        relative = np.divide(error, rms, out=np.where(error > 0, np.inf, 0.0), where=rms > 0)
-        assert relative[:10].max() <= 5e-5
-        assert relative.max() <= loose
-        assert error.max() <= 2e-6
+    ours = replay.monitor.history.series("weight_gradient", statistic)[RECORDS]
+    members = np.stack(replay.neighbours.means if statistic == "mean" else replay.neighbours.stds)[RECORDS]
+    for number in LAYERS:
+        keras = replay.oracle[f"grad_{statistic}"][:, number - 1]
+        assert excess(ours[:, number - 1], keras, members[:, number - 1]) <= FACTOR
 
 
-def test_the_weight_statistics_of_each_epoch(replay: Replay) -> None:
+@pytest.mark.parametrize("statistic", ["mean", "std"])
+def test_the_weight_statistics_of_each_epoch(replay: Replay, statistic: str) -> None:
     """The first of them are Keras' of epoch -1. What the monitor shows of a step are the weights before it."""
-    for statistic in ("mean", "std"):
-        ours = replay.monitor.history.series("weight", statistic)[::PER_EPOCH]
-        after = [getattr(np.asarray(kernel, np.float64), statistic)() for kernel in replay.kernels[-1]]
-        keras = replay.oracle[f"w_{statistic}"]
-        np.testing.assert_allclose(np.vstack([ours, after]), keras, rtol=0, atol=2e-6)
-        np.testing.assert_allclose(ours[0], keras[0], rtol=0, atol=3e-7)
+    ours = replay.monitor.history.series("weight", statistic)[::PER_EPOCH]
+    after = [getattr(np.asarray(kernel, np.float64), statistic)() for kernel in replay.kernels[-1]]
+    both = np.vstack([ours, after])
+    keras = replay.oracle[f"w_{statistic}"]
+    np.testing.assert_allclose(both[0], keras[0], rtol=0, atol=3e-7)  # the same weights, so only Keras' sums round
+    for number in LAYERS:
+        members = np.stack([np.moveaxis(x[number - 1], 0, -1) for x in replay.neighbours.kernels])
+        assert excess(both[:, number - 1], keras[:, number - 1], members) <= FACTOR
 
 
 def test_the_first_snapshot_holds_the_initial_weights(replay: Replay) -> None:
@@ -260,17 +376,38 @@ def test_the_first_snapshot_holds_the_initial_weights(replay: Replay) -> None:
         assert_is_tensor(layer.weight, torch.from_numpy(replay.oracle[f"kernels_{number}"][0]))
 
 
-def test_accuracy_and_loss_before_and_after(replay: Replay) -> None:
-    """The document prints .500 to .652 for sigmoid, .502 to .994 for tanh, .503 to .995 for ReLU."""
-    last = replay.epochs[-1]
+def test_accuracy_and_loss_before_and_after(replay: Replay, data: Dataset) -> None:
+    """The document prints .500 to .652 for sigmoid, .502 to .994 for tanh, .503 to .995 for ReLU.
+
+    A sample whose logit is so near to zero that rounding decides its sign may fall on either side.
+    """
+    last, y = replay.epochs[-1], data.y_train.float()
     assert (last.number, last.step) == (EPOCHS, STEPS)
     assert round(replay.before.accuracy, 3) == float(replay.oracle["acc_before"])
-    assert round(last.train.accuracy, 3) == float(replay.oracle["acc_after"])
-    assert last.train.loss == pytest.approx(float(replay.oracle["full_loss_after"]), abs=1e-6)
+    logits = final_logits(replay, data)
+    width = FACTOR * (logits.max(0).values - logits.min(0).values)
+    undecided = int((logits[0].abs() <= width).sum())
+    assert undecided <= 5
+    assert abs(last.train.accuracy - float(replay.oracle["acc_after"])) * len(y) <= undecided + 1e-9
+    losses = both_losses(logits, y.expand_as(logits)).mean(1).double().numpy()
+    assert excess(np.array([last.train.loss]), replay.oracle["full_loss_after"].reshape(1), losses[None]) <= FACTOR
 
 
-def test_a_run_samples_the_101_records() -> None:
-    """By its schedule here; that a whole run's 32 batches an epoch lead to it is asserted with the bands below."""
+def final_logits(replay: Replay, data: Dataset) -> Tensor:
+    """The neighbours' answers after the training: [member, sample]."""
+    members = stack.Stack([replay.model] * NEIGHBOURS)
+    with torch.no_grad():
+        for kept, now in zip(replay.neighbours.kernels[-1], members.weights, strict=True):
+            now.copy_(torch.from_numpy(kept))
+        for kept, now in zip(replay.neighbours.biases[-1], members.biases, strict=True):
+            now.copy_(torch.from_numpy(kept))
+        logits: Tensor = members(data.x_train)
+    return logits
+
+
+def test_a_run_samples_the_101_records(data: Dataset) -> None:
+    config = recipes.recipe("circles")
+    assert training.set_up(config).steps * config.epochs == STEPS
     sampled, _ = training.sampling(STEPS, PER_EPOCH, last=True)
     assert [step for step in range(STEPS) if sampled(step)] == RECORDS
 
@@ -331,35 +468,59 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of a run: the final score, the sampled steps, and the gradients' std [record, layer]."""
+    """What is kept of a run: the final score, and the std of the gradients [step, layer]."""
 
     score: evaluation.Score
-    steps: list[int]
     std: Array
 
 
-def outcome(config: recipes.TrainConfig) -> Outcome:
-    result = training.run(config)
-    history = result.monitor.history
-    return Outcome(result.epochs[-1].train, history.steps, history.series("weight_gradient", "std"))
+def trained(configs: list[recipes.TrainConfig], data: Dataset) -> list[Outcome]:
+    """Networks that differ by their seed, each trained on the weights and batches that `training.run` gives it."""
+    setups = [training.set_up(config) for config in configs]
+    members = stack.Stack([setup.model for setup in setups])
+    optimizer = recipes.make_optimizer(members, configs[0])
+    bce = nn.functional.binary_cross_entropy_with_logits
+    epochs = (together([setup.batches() for setup in setups]) for _ in range(configs[0].epochs))
+    trace = stack.train(members, optimizer, epochs, lambda logits, y: bce(logits, y, reduction="none"))
+    std = np.stack(trace.stds)
+    with torch.no_grad():
+        logits, y = members(data.x_train), data.y_train
+    right = ((logits > 0) == (y == 1)).double().mean(1)
+    loss = bce(logits, y.float().expand_as(logits), reduction="none").mean(1)
+    scores = [evaluation.Score(float(loss[i]), float(right[i])) for i in range(len(configs))]
+    return [Outcome(scores[i], std[:, :, i]) for i in range(len(configs))]
+
+
+def together(loops: list[stack.Epoch]) -> stack.Epoch:
+    """One epoch of all members: a batch of each in one tensor."""
+    for batches in zip(*loops, strict=True):
+        yield torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
+
+
+NETWORKS: dict[str, dict[str, Any]] = FIVE_LAYERS | {
+    name: {**given, "init": "glorot", "optimizer": "adam", "every": STEPS} for name, given in BASELINES.items()
+}
+
+
+def configs_of(name: str) -> list[recipes.TrainConfig]:
+    return [recipes.recipe("circles", seed=seed, name=f"{name} {seed}", **NETWORKS[name]) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    """All runs of our own, 10 seeds each, as many at a time as there are cores; of a baseline only the end counts."""
-    runs = str(tmp_path_factory.mktemp("runs"))
-    networks = FIVE_LAYERS | {
-        name: {**given, "init": "glorot", "optimizer": "adam", "every": STEPS} for name, given in BASELINES.items()
-    }
-    configs = [
-        recipes.recipe("circles", seed=seed, runs=runs, name=f"{name} {seed}", **given)
-        for name, given in networks.items()
-        for seed in SEEDS
-    ]
-    workers = min(os.cpu_count() or 1, 8)
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        done = list(pool.map(outcome, configs))
-    return {name: done[i * len(SEEDS) : (i + 1) * len(SEEDS)] for i, name in enumerate(networks)}
+def outcomes(data: Dataset) -> dict[str, list[Outcome]]:
+    """All networks of our own, 10 seeds each."""
+    return {name: trained(configs_of(name), data) for name in NETWORKS}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_trained_in_a_stack_is_that_of_a_run(name: str, data: Dataset, tmp_path: Path) -> None:
+    """Two epochs of two seeds. In so many steps rounding changes a gradient by some 1e-6, a wrong constant by 1e-2."""
+    configs = [replace(config, epochs=2, every=1, runs=str(tmp_path)) for config in configs_of(name)[3:5]]
+    for config, stacked in zip(configs, trained(configs, data), strict=True):
+        result = training.run(config)
+        std = result.monitor.history.series("weight_gradient", "std")
+        np.testing.assert_allclose(stacked.std, std, rtol=1e-3, atol=1e-4 * std.max())
+        assert stacked.score.loss == pytest.approx(result.epochs[-1].train.loss, rel=1e-4)
 
 
 def median_within(values: list[float], band: tuple[float, float]) -> bool:
@@ -395,9 +556,8 @@ def test_first_layer_over_last_lies_in_keras_band(
     outcomes: dict[str, list[Outcome]], act: str, first_record: tuple[float, float], run: tuple[float, float]
 ) -> None:
     """Std of the first layer's gradient over the last layer's: untrained, and of the medians over a run's records."""
-    assert all(x.steps == RECORDS for x in outcomes[act])
     assert median_within([x.std[0, 0] / x.std[0, -1] for x in outcomes[act]], first_record)
-    medians = [np.median(x.std, axis=0) for x in outcomes[act]]
+    medians = [np.median(x.std[RECORDS], axis=0) for x in outcomes[act]]
     assert median_within([float(median[0] / median[-1]) for median in medians], run)
 
 
