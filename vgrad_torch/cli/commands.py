@@ -231,8 +231,8 @@ def preflight(options: argparse.Namespace) -> int:
     print(found.text(width))
     if tried is not None:
         print(f"\nWhat if\n\n{tried.text(width)}")
-    if tried is not None and options.target is None and tried.best is not None and tried.best.mend.flags is not None:
-        print(f"\nOr: {_command('train', {**given, **tried.best.mend.flags})}")
+    if tried is not None and options.target is None and tried.best is not None and tried.best.remedy.flags is not None:
+        print(f"\nOr: {_command('train', {**given, **tried.best.remedy.flags})}")
     return 3 if found.verdict in options.fail_on else 0
 
 
