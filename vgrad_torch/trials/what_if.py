@@ -213,6 +213,6 @@ def _paragraphs(result: WhatIf, width: int) -> Iterator[str]:
     if result.best is None:
         yield "None of these changes would fix the gradient."
         return
-    yield f"The best change is: {result.best.remedy.name}. Put this code before the line that creates the optimizer:"
+    yield f"Best change: {result.best.remedy.name}. Put this code before the optimizer is created:"
     yield ""
     yield textwrap.indent(result.best.remedy.code.rstrip(), "    ")
