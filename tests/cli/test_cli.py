@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, or through main()."""
+"""The command line, in a process of its own or through main()."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def vgrad(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Path) -> None:
+def test_a_run_ends_with_its_table_its_result_and_the_next_commands(tmp_path: Path) -> None:
     done = vgrad("train", "--act", "sigmoid", "--epochs", "2", "--runs", str(tmp_path), "--monitor", "fc1.*gradient")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -44,7 +44,7 @@ def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Pa
         (["--data", "mnits"], "unknown data set 'mnits'; did you mean 'mnist'?"),
         (["--optimizer", "sdg"], "unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["--hidden", "5,0,5"], "hidden widths must be between 1 and 1000000000, not 0"),
-        (["--hidden", "a"], "widths are whole numbers like 512,256,128, not 'a'"),
+        (["--hidden", "a"], "widths must be whole numbers like 512,256,128, not 'a'"),
         (["--lr", "-1"], "lr must be a positive number, not -1.0"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
         (["--data", "mnist", "--data-dir", "/nonexistent"], "/nonexistent does not exist"),
@@ -53,7 +53,7 @@ def test_a_run_ends_with_its_table_its_result_and_what_to_type_next(tmp_path: Pa
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_gives_one_sentence_and_exit_code_2(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--runs", str(tmp_path), *arguments]) == 2
@@ -88,12 +88,12 @@ def test_a_nan_loss_is_one_sentence_with_step_and_layer_and_keeps_the_log(
         ["train", "--runs", ""], ["predict", "--gain", "1e-300"], ["predict", "--gain", "1e110"],
     ],
 )  # fmt: skip
-def test_other_commands_refuse_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_reject_in_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_predict_shows_the_profile_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--act", "sigmoid", "--init", "uniform", "--widths", "784,512,256,128,64,32,16,10"]
     assert main(["predict", *arguments, "--mean-square", "0.112"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -133,7 +133,7 @@ def test_predict_in_words(arguments: list[str], words: list[str], capsys: pytest
         (["--mean-square", "-1"], "mean_square must be a number from 0 up"),
     ],
 )
-def test_predict_refuses_in_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_rejects_in_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", *arguments]) == 2
     assert words in (error := capsys.readouterr().err)
     assert error.count("\n") == 1
@@ -151,11 +151,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("vgrad_torch 0.")
 
 
-def test_a_log_that_breaks_off_is_said_at_the_end(tmp_path: Path) -> None:
+def test_a_log_with_a_write_error_is_reported_at_the_end(tmp_path: Path) -> None:
     code = (
-        "import shutil, sys; from vgrad_torch import cli; from vgrad_torch.training import loop; keep = loop.train\n"
-        f"def train(*args, **kwargs): shutil.rmtree({str(tmp_path)!r}); keep(*args, **kwargs)\n"
-        "loop.train = train; sys.exit(cli.main(sys.argv[1:]))"
+        "import shutil, sys; from vgrad_torch import cli; from vgrad_torch.training import loop; train = loop.train\n"
+        f"def without_folder(*args, **kwargs): shutil.rmtree({str(tmp_path)!r}); train(*args, **kwargs)\n"
+        "loop.train = without_folder; sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--epochs", "1", "--runs", str(tmp_path)],
@@ -179,12 +179,12 @@ def test_a_terminal_without_unicode_or_width_gets_the_whole_picture(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("made", "expected"), [(True, "make train ACT=relu LR=0.1"), (False, "vgrad train --act relu")]
+    ("with_make", "expected"), [(True, "make train ACT=relu LR=0.1"), (False, "vgrad train --act relu")]
 )
-def test_what_to_type_next_repeats_what_was_given(
-    made: bool, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_next_commands_repeat_the_given_options(
+    with_make: bool, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VGRAD_MAKE", "1") if made else monkeypatch.delenv("VGRAD_MAKE", raising=False)
+    monkeypatch.setenv("VGRAD_MAKE", "1") if with_make else monkeypatch.delenv("VGRAD_MAKE", raising=False)
     runs = tmp_path / "a b"
     assert main(["train", "--act", "sigmoid", "--lr", "0.1", "--epochs", "1", "--runs", str(runs)]) == 0
     printed = capsys.readouterr().out
@@ -227,7 +227,7 @@ def misfit():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current one, with a package of a user's own."""
+    """The current folder, with a user's own package."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("")
     (tmp_path / "mine" / "model.py").write_text(MODEL)
@@ -244,12 +244,12 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_preflight_of_a_recipe_and_what_could_mend_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_of_a_recipe_and_the_best_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "--act", "relu", "--gain", "0.3", "--what-if"]) == 0
     printed = words(capsys)
     assert printed.startswith("layer size gradient expected weight gain activation gain dead update ratio")
     assert "vanishing: of the gradient at fc7" in printed
-    assert "What if change gradient asked spread verdict as it is" in printed
+    assert "What if change gradient drive spread verdict unchanged" in printed
     command = re.search(r"Or: (vgrad train .*)$", printed)
     assert command is not None
     assert "--gain" not in command[1]
@@ -275,17 +275,17 @@ def test_fail_on_is_exit_code_3(arguments: list[str], code: int) -> None:
     assert main(["preflight", *arguments]) == code
 
 
-def test_preflight_of_ones_own_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preflight_of_a_users_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "mine.model:make", "--what-if", "--fail-on", "vanishing"]) == 3
     printed = words(capsys)
-    assert "Judged for SGD, as no optimizer was given" in printed
-    assert "setattr(model.get_submodule(parent), own, nn." in printed
+    assert "No optimizer was given, so the verdict is for SGD." in printed
+    assert "setattr(model.get_submodule(parent), child, nn." in printed
     assert "Or:" not in printed
     assert main(["preflight", "mine.model:with_adam"]) == 0
     assert "update ratio" in words(capsys)
 
 
-def test_some_layers_of_ones_own_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_layers_of_a_users_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "mine.model:make", "--layers", "^(36|40)$"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.split("\n\n")[0].splitlines()] == ["layer", "36", "40"]
@@ -298,9 +298,9 @@ def test_preflight_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeyp
     assert 50 < max(len(line) for text in paragraphs for line in text.splitlines()) <= 60
 
 
-def test_a_name_too_long_for_a_folder_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_too_long_for_a_folder_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--runs", str(tmp_path), "--name", "n" * 300]) == 2
-    assert "argument --name: a folder's name has at most 250 bytes, this one 300" in capsys.readouterr().err
+    assert "argument --name: the name of a folder has at most 250 bytes, this one has 300" in capsys.readouterr().err
 
 
 def test_weights_beyond_float32_are_trained_without_a_warning(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_weights_beyond_float32_are_trained_without_a_warning(tmp_path: Path) ->
     assert "RuntimeWarning: overflow" not in done.stderr
 
 
-def test_a_net_without_hidden_layers_is_not_offered_another_activation(
+def test_no_other_activation_is_suggested_for_a_net_without_hidden_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--hidden", "", "--epochs", "1", "--runs", str(tmp_path)]) == 0
@@ -317,7 +317,7 @@ def test_a_net_without_hidden_layers_is_not_offered_another_activation(
     assert "the same with sigmoid" not in printed
 
 
-def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(folder: Path) -> None:
+def test_a_users_model_is_found_in_the_current_folder_by_the_installed_command(folder: Path) -> None:
     code = "import sys; sys.path = [p for p in sys.path if p]; from vgrad_torch.cli import main; sys.exit(main())"
     arguments = ["preflight", "mine.model:make", "--fail-on", "vanishing"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=120, check=False)
@@ -333,8 +333,8 @@ def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(
         (["mine.broken:make"], "importing mine.broken raised ModuleNotFoundError: No module named 'nothing_like_it'"),
         (["mine.wrong:make"], "importing mine.wrong raised SyntaxError: "),
         (["mine.model:mak"], "the module mine.model has no function 'mak'; did you mean 'make'?"),
-        (["mine.model:wrong"], "mine.model:wrong must return a model, a loss function, a batch (x, y) and, if "
-         "you like, an optimizer; it returned Sequential"),
+        (["mine.model:wrong"], "mine.model:wrong must return a model, a loss function, a batch (x, y) and "
+         "optionally an optimizer; it returned Sequential"),
         (["mine.model:no_batch"], "it returned Sequential, function, Tensor"),
         (["mine.model:raises"], "mine.model:raises raised KeyError: 'no data'"),
         (["mine.model:leaves"], "mine.model:leaves raised SystemExit: 0"),
@@ -346,7 +346,7 @@ def test_ones_own_model_is_found_in_the_current_folder_by_the_installed_command(
         (["--residual"], "residual needs a hidden layer as wide as the one before it"),
     ],
 )  # fmt: skip
-def test_preflight_refuses_in_one_sentence(
+def test_preflight_rejects_in_one_sentence(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["preflight", *arguments]) == 2
@@ -355,9 +355,9 @@ def test_preflight_refuses_in_one_sentence(
     assert (printed.err.count("\n"), printed.out) == (1, "")
 
 
-def test_dials_reach_the_run_and_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dials = ["--hidden", "8,8", "--norm", "batch", "--residual", "--gain", "2", "--bias", "-0.5", "--clip", "1"]
-    assert main(["train", *dials, "--epochs", "1", "--runs", str(tmp_path)]) == 0
+def test_network_options_reach_the_run_and_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--hidden", "8,8", "--norm", "batch", "--residual", "--gain", "2", "--bias", "-0.5", "--clip", "1"]
+    assert main(["train", *options, "--epochs", "1", "--runs", str(tmp_path)]) == 0
     printed = words(capsys)
     assert "uniform weights, batch norm, residual, gain 2, biases -0.5, gradient clipped to 1.0, sgd" in printed
     assert "--norm batch --residual --gain 2.0 --bias -0.5" in printed
@@ -366,7 +366,7 @@ def test_dials_reach_the_run_and_what_to_type_next(tmp_path: Path, capsys: pytes
     ]
 
 
-def test_make_hands_every_dial_on() -> None:
+def test_make_passes_every_network_option() -> None:
     makefile = ROOT / "Makefile"
     given = ["NORM=batch", "RESIDUAL=1", "GAIN=2", "BIAS=-0.5", "CLIP=1"]
     for target in ("train", "preflight"):

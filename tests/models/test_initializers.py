@@ -1,4 +1,4 @@
-"""The weight laws against their closed forms, on a weight whose fan_in and fan_out differ."""
+"""The initializers against their closed forms, on a weight whose fan_in and fan_out differ."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_orthogonal_has_orthonormal_rows_or_columns(shape: tuple[int, int]) -> N
 
 
 def test_orthogonal_spreads_over_all_entries() -> None:
-    """An entry of an evenly drawn orthogonal matrix is nearly normal; the identity is orthogonal but no such draw."""
+    """An entry of a uniformly drawn orthogonal matrix is nearly normal. The identity is orthogonal, but fails this."""
     assert kolmogorov_smirnov(values(drawn("orthogonal")), normal_cdf(1 / math.sqrt(FAN_IN))) < KS_LIMIT
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)
-def test_the_generator_alone_decides(name: str) -> None:
+def test_only_the_generator_decides(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     first, second = torch.empty(20, 30), torch.empty(20, 30)
     before = torch.get_rng_state()
@@ -109,7 +109,7 @@ def test_without_a_generator_torchs_global_state_decides(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)
-def test_autograd_does_not_see_it(name: str) -> None:
+def test_autograd_does_not_record_it(name: str) -> None:
     weight = nn.Parameter(torch.full((20, 30), math.nan))
     INITIALIZERS[name](weight, torch.Generator().manual_seed(1))
     assert weight.is_leaf

@@ -1,4 +1,4 @@
-"""build_mlp: what it is made of, where its weights come from, what it refuses; activations against their formulas."""
+"""build_mlp: its layers, the source of its weights, the arguments it rejects; activations against their formulas."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_names_shapes_and_zero_biases() -> None:
 
 @pytest.mark.parametrize("init", INITIALIZERS)
 def test_biases_are_zero(init: str) -> None:
-    torch.use_deterministic_algorithms(True)  # memory that nobody filled is NaN
+    torch.use_deterministic_algorithms(True)  # uninitialised memory is NaN
     try:
         model = seeded(init=init)
     finally:
@@ -95,7 +95,7 @@ def test_activation_between_layers_is_the_named_one_and_never_shared(name: str) 
     assert len({id(child) for child in between}) == 3
 
 
-def test_forward_is_what_it_says() -> None:
+def test_forward_matches_numpy() -> None:
     model = seeded(activation="sigmoid", init="normal").double()
     x = np.linspace(-1, 1, 4 * 7).reshape(4, 7)
     expected = x
@@ -201,21 +201,21 @@ def test_unknown_names_and_nothing_is_drawn(options: dict[str, str], message: st
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- dials ----------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------------------------
 
 
-def test_dials_that_are_not_turned_change_nothing() -> None:
-    untouched = seeded(bias_value=0.0, gain=1.0, norm=None, residual=False)
-    assert_same_parameters(untouched, seeded())
-    assert str(untouched) == str(seeded())
+def test_options_at_their_defaults_change_nothing() -> None:
+    defaults = seeded(bias_value=0.0, gain=1.0, norm=None, residual=False)
+    assert_same_parameters(defaults, seeded())
+    assert str(defaults) == str(seeded())
 
 
-def test_gain_multiplies_every_weight_and_the_starting_bias_is_every_biass() -> None:
-    plain, turned = seeded(), seeded(gain=3.0, bias_value=-0.5)
+def test_gain_multiplies_every_weight_and_bias_value_sets_every_bias() -> None:
+    plain, changed = seeded(), seeded(gain=3.0, bias_value=-0.5)
     for number in (1, 2, 3, 4):
         weight = plain.get_parameter(f"fc{number}.weight")
-        assert torch.equal(turned.get_parameter(f"fc{number}.weight"), 3 * weight)
-        assert set(turned.get_parameter(f"fc{number}.bias").tolist()) == {-0.5}
+        assert torch.equal(changed.get_parameter(f"fc{number}.weight"), 3 * weight)
+        assert set(changed.get_parameter(f"fc{number}.bias").tolist()) == {-0.5}
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm1d), ("layer", nn.LayerNorm)])
@@ -262,21 +262,21 @@ def test_residual_and_norm_go_together_and_the_first_layer_may_be_a_block() -> N
     [
         (WIDTHS, {"gain": 0.0}, "gain multiplies the weights and must be a positive number, not 0.0"),
         (WIDTHS, {"gain": math.nan}, "gain multiplies the weights and must be a positive number, not nan"),
-        (WIDTHS, {"bias_value": math.inf}, "bias_value must be a finite number, and 0 where bias is False, not inf"),
-        (WIDTHS, {"bias": False, "bias_value": 1.0}, "bias_value must be a finite number, and 0 where bias is False"),
+        (WIDTHS, {"bias_value": math.inf}, "bias_value must be a finite number, and 0 if bias is False, not inf"),
+        (WIDTHS, {"bias": False, "bias_value": 1.0}, "bias_value must be a finite number, and 0 if bias is False"),
         (WIDTHS, {"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'? Choose from: batch, layer"),
         ([4, 8, 6, 3], {"residual": True}, "residual needs a hidden layer as wide as the one before it; the hidden"),
         ([4, 4], {"residual": True}, "residual needs a hidden layer as wide as the one before it; the hidden widths"),
     ],
 )
-def test_dials_that_make_no_sense(widths: list[int], options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_rejected(widths: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         build_mlp(widths, **options)
     assert str(caught.value).startswith(message)
 
 
 def depth_factor(**options: Any) -> float:
-    """By what the norm of the gradient is multiplied per layer on its way back, geometric mean over 19 layers."""
+    """The factor per layer on the norm of the gradient in the backward pass, geometric mean over 19 layers."""
     model = build_mlp([64, *[100] * 20, 10], generator=torch.Generator().manual_seed(0), **options)
     h, outputs = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), []
     for module in model.modules():
@@ -298,7 +298,7 @@ def depth_factor(**options: Any) -> float:
         ({"activation": "relu", "init": "he", "norm": "batch"}, 1.2),  # sqrt(pi / (pi - 1)), Yang et al. 2019
     ],
 )
-def test_each_dial_does_to_the_gradient_what_theory_says(options: dict[str, Any], factor: float) -> None:
+def test_each_option_changes_the_gradient_as_theory_says(options: dict[str, Any], factor: float) -> None:
     assert depth_factor(**options) == pytest.approx(factor, rel=0.05)
 
 

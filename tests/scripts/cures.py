@@ -114,7 +114,7 @@ def mended(net: Net, advice: WhatIf) -> nn.Module:
     """A copy of the net with the first advice applied."""
     assert advice.best is not None
     torch.manual_seed(1)  # not the weights that the advice was judged by
-    return apply(advice.best.mend, copy.deepcopy(net.model), next(batches(net))[0])
+    return apply(advice.best.remedy, copy.deepcopy(net.model), next(batches(net))[0])
 
 
 def main(seed: int = 0, wanted: int = 20) -> None:
@@ -128,7 +128,7 @@ def main(seed: int = 0, wanted: int = 20) -> None:
             continue
         found = trains(candidate, mended(candidate, advice)) if advice.best else None
         tried, cured = tried + 1, cured + (found is not None)
-        change = advice.best.mend.name if advice.best else "no advice"
+        change = advice.best.remedy.name if advice.best else "no advice"
         outcome = f"trains at {found[0]:g} after {found[1]} steps" if found else "FAILS"
         name = f"{candidate.configuration.name} {candidate.optimizer}"
         print(f"{name:<42} {advice.before.verdict:<10} {change:<32} {outcome}", flush=True)

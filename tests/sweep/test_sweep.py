@@ -233,7 +233,7 @@ def test_a_result_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         (["--act", "relu,tahn"], "unknown activation 'tahn'; did you mean 'tanh'?"),
         (["--init", "he,hee"], "unknown initializer 'hee'; did you mean 'he'?"),
         (["--norm", "none,bach"], "unknown norm 'bach'; did you mean 'batch'?"),
-        (["--lr", "0.1,fast"], "values are numbers with commas between, 0.1,0.01, not '0.1,fast'"),
+        (["--lr", "0.1,fast"], "values must be numbers separated by commas, like 0.1,0.01, not '0.1,fast'"),
         (["--lr", "0.1,-1"], "lr must be a positive number, not -1.0"),
         (["--seeds", "0"], "seeds must be a whole number from 1, not 0"),
         (["--seed", "3"], "unrecognized arguments: --seed 3"),

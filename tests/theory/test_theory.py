@@ -1,7 +1,7 @@
-"""Theory against nets: closed forms, published figures, and the mean over many real networks by autograd.
+"""Theory against closed forms, published figures, and the mean over many real networks by autograd.
 
-A net's weights are drawn with the package's own initializers; all nets of a case run side by side in one graph. The
-bounds are factors between prediction and root mean square over the nets. What is allowed more, is named with a reason.
+The weights are drawn with the package's own initializers. All networks of a case run side by side in one graph. The
+bounds are factors between the prediction and the root mean square over the networks. Each wider bound has its reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def predicted(prediction: Prediction, quantity: str) -> Floats:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_functions_are_torchs(name: str) -> None:
+def test_functions_match_torch(name: str) -> None:
     u = np.concatenate([np.linspace(-40, 40, 2001), [0.0, -1e-8, 1e-8, 700.0, -700.0]])
     x = torch.tensor(u, requires_grad=True)
     value = activations.ACTIVATIONS[name]()(x)
@@ -74,7 +74,7 @@ def test_moments_at_variance_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize(("scale", "shift"), [(0.01, 0.0), (1.0, 0.7), (3.0, -2.0), (40.0, 5.0)])
-def test_moments_are_those_of_a_plain_fine_sum(name: str, scale: float, shift: float) -> None:
+def test_moments_match_a_fine_sum(name: str, scale: float, shift: float) -> None:
     """The midpoint rule with a hundred thousand steps, which is worse at kinks."""
     step = 24 / 100_000
     z = np.arange(-12 + step / 2, 12, step)
@@ -86,7 +86,7 @@ def test_moments_are_those_of_a_plain_fine_sum(name: str, scale: float, shift: f
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e-44, 1e-3, 1.0, 30.0, 1e10, 1e53, 1e100])
-def test_moments_from_the_tiniest_to_the_largest_scale(scale: float) -> None:
+def test_moments_from_the_smallest_to_the_largest_scale(scale: float) -> None:
     at = np.array([scale])
     slope = gaussian_rms(lambda u: 2 / math.sqrt(math.pi) * np.exp(-(np.minimum(np.abs(u), 30) ** 2)), at)[0]
     assert slope == pytest.approx(math.sqrt(4 / math.pi) / (1 + 4 * scale**2) ** 0.25, rel=1e-10)
@@ -140,7 +140,7 @@ def test_expected_residuals(scale: float) -> None:
     assert expected_residuals(at, 10)[0] == pytest.approx(p.square().mean().sqrt().item(), rel=0.005)
 
 
-# Where nets end
+# Networks of infinite depth
 
 
 def test_critical_points() -> None:
@@ -155,8 +155,8 @@ def test_critical_points() -> None:
 
 
 def test_sigmoid_is_critical_only_where_it_is_a_step() -> None:
-    fate = criticality("sigmoid", 103.0)
-    assert (fate.fixed_point, fate.chi) == pytest.approx((45.6, 1.0), rel=1e-3)
+    limit = criticality("sigmoid", 103.0)
+    assert (limit.fixed_point, limit.chi) == pytest.approx((45.6, 1.0), rel=1e-3)
     assert criticality("sigmoid", 16.0).fixed_point == pytest.approx(5.9, rel=0.01)
 
 
@@ -171,10 +171,10 @@ def test_sigmoid_is_critical_only_where_it_is_a_step() -> None:
     ],
 )  # fmt: skip
 def test_fixed_points(name: str, variance: float, fixed_point: float, chi: float) -> None:
-    fate = criticality(name, variance)
-    assert fate.fixed_point == pytest.approx(fixed_point, rel=2e-3)
-    assert fate.chi == pytest.approx(chi, rel=5e-3)
-    assert fate.depth_scale == (math.inf if chi == 1 else pytest.approx(1 / abs(math.log(chi)), rel=0.05))
+    limit = criticality(name, variance)
+    assert limit.fixed_point == pytest.approx(fixed_point, rel=2e-3)
+    assert limit.chi == pytest.approx(chi, rel=5e-3)
+    assert limit.depth_scale == (math.inf if chi == 1 else pytest.approx(1 / abs(math.log(chi)), rel=0.05))
 
 
 def test_a_fixed_point_is_one() -> None:
@@ -193,9 +193,9 @@ def test_a_bias_moves_the_critical_point() -> None:
 
 
 def test_depth_scale_of_tanh_with_pytorchs_weights() -> None:
-    fate = predict([100] * 12, "tanh", "torch").criticality
-    assert (fate.depth_scale, 6 * fate.depth_scale) == pytest.approx((0.91, 5.5), rel=0.01)
-    assert fate.critical_gains == pytest.approx((math.sqrt(3),), rel=1e-6)
+    limit = predict([100] * 12, "tanh", "torch").criticality
+    assert (limit.depth_scale, 6 * limit.depth_scale) == pytest.approx((0.91, 5.5), rel=0.01)
+    assert limit.critical_gains == pytest.approx((math.sqrt(3),), rel=1e-6)
 
 
 # Known experiments
@@ -235,8 +235,8 @@ def test_vgg_with_a_standard_deviation_of_a_hundredth() -> None:
 @pytest.mark.parametrize(("gain", "measured"), [(math.sqrt(1 / 3), 0.580), (1.0, 0.988), (1.05, 1.005), (5 / 3, 1.102)])
 def test_the_gain_of_tanh_decides(gain: float, measured: float) -> None:
     """80 layers of 200; `measured`: factor per layer of real nets, by autograd."""
-    fate = predict([200] * 80, "tanh", "lecun", gain=gain).criticality
-    assert math.sqrt(fate.chi) == pytest.approx(measured, rel=0.013)
+    limit = predict([200] * 80, "tanh", "lecun", gain=gain).criticality
+    assert math.sqrt(limit.chi) == pytest.approx(measured, rel=0.013)
 
 
 PUBLISHED = {
@@ -367,7 +367,7 @@ WEIGHT_LEVEL = {(net, "he", "relu"): 2.0 for net in NETS}
 
 @functools.lru_cache(maxsize=1)
 def case(net: str, init: str, act: str) -> tuple[Prediction, Prediction, Measured]:
-    """Predicted from the inputs' sizes, predicted from the batch, and measured."""
+    """The prediction from the sizes of the inputs, the prediction from the batch, and the measurement."""
     widths, batch, nets, precision = NETS[net]
     x, y = batch()
     sizes = predict(widths, act, init, batch=len(x), mean_square=x.square().mean(1).numpy())
@@ -392,7 +392,7 @@ def test_prediction_against_many_nets(net: str, init: str, act: str) -> None:
 
 
 @pytest.mark.parametrize(("net", "init", "act"), [case for case in CASES if case[0] == "narrow"][::4])
-def test_norms_and_gains_are_those_of_the_gradients(net: str, init: str, act: str) -> None:
+def test_norms_and_gains_match_the_gradients(net: str, init: str, act: str) -> None:
     """In a batch of 32: norm from RMS, and the factors between layers from both sides."""
     layers = predict(NARROW, act, init, mean_square=0.3).layers
     for layer, above in pairwise(layers):
@@ -442,7 +442,7 @@ def test_fifty_layers(init: str, act: str, magnitude: int, bound: float) -> None
     assert expected.norm_ratio == pytest.approx(math.sqrt(ends[0] / ends[1]), rel=bound - 1)
 
 
-# What goes in and what does not
+# Arguments
 
 
 def test_variances_are_those_of_the_initializers() -> None:
@@ -453,7 +453,7 @@ def test_variances_are_those_of_the_initializers() -> None:
             assert weight.double().square().mean().item() == pytest.approx(variance(shape[1], shape[0]), rel=0.012)
 
 
-def test_the_batch_divides() -> None:
+def test_gradients_are_divided_by_the_batch_size() -> None:
     """Hooks see delta / B; B uncorrelated weight gradients have a mean of 1 / sqrt(B)."""
     one, many = (predict(PYRAMID, "tanh", "he", batch=batch) for batch in (1, 100))
     np.testing.assert_allclose(predicted(many, "output_gradient_rms") * 100, predicted(one, "output_gradient_rms"))
@@ -500,12 +500,12 @@ def test_inputs_of_zero_and_dead_units_are_no_error() -> None:
         ({"data": (np.ones((4, 2)), [0, 1, 2, 0])}, "y must hold 4 classes from 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change: dict[str, object], words: str) -> None:
+def test_arguments_out_of_range_are_rejected(change: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         predict(**{"widths": NARROW, **change})  # type: ignore[arg-type]  # the wrong types are the test
 
 
-def test_measured_deviations_stand_for_a_name() -> None:
+def test_measured_deviations_replace_a_name() -> None:
     widths = [20, 30, 30, 10]
     named = predict(widths, "tanh", "he", gain=1.5)
     given = predict(widths, "tanh", [1.5 * math.sqrt(2 / fan_in) for fan_in in widths[:-1]])
@@ -516,6 +516,6 @@ def test_measured_deviations_stand_for_a_name() -> None:
 
 
 @pytest.mark.parametrize("init", [[0.1], [0.1, 0.0], [0.1, math.nan]])
-def test_deviations_that_make_no_sense_are_refused(init: list[float]) -> None:
+def test_deviations_out_of_range_are_rejected(init: list[float]) -> None:
     with pytest.raises(UsageError, match="init must be a name or 2 positive numbers, one for each layer"):
         predict([4, 8, 3], "relu", init)

@@ -242,7 +242,7 @@ def test_the_command_says_how_to_go_on(
     monkeypatch.setattr(training, "run", plain_run)
     assert main(["train", "--resume", str(tmp_path / "x")]) == 0
     printed = capsys.readouterr().out
-    assert f"run {tmp_path / 'x'} goes on after epoch 1: circles, hidden layers 5-5-5-5" in printed
+    assert f"run {tmp_path / 'x'} continues after epoch 1: circles, hidden layers 5-5-5-5" in printed
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]
     assert f"vgrad train --data circles --act sigmoid --epochs 3 --runs {tmp_path} " in printed
     assert main(["train", "--resume", str(tmp_path / "x")]) == 0

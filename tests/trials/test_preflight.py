@@ -1,4 +1,4 @@
-"""preflight: the model is left bit for bit as it was, the numbers are autograd's, the words fit the numbers."""
+"""preflight: the model is unchanged bit for bit, the numbers are autograd's, the text fits the numbers."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def convolutional() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, nn.Flatten(), nn.Linear(16 * 14 * 14, 3))
 
 
-class Restless(nn.Module):
-    """Does in its forward pass all that a module can do to itself."""
+class SelfChanging(nn.Module):
+    """Changes in its forward pass everything that a module can change in itself."""
 
     count: Tensor
 
@@ -91,7 +91,7 @@ class Restless(nn.Module):
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """All that preflight might change, in a form that compares bit by bit."""
+    """Everything that preflight might change, in a form that can be compared bit by bit."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = optimizer.state_dict()["state"] if optimizer else {}
     numpy = np.random.get_state(legacy=False)["state"]
@@ -135,12 +135,12 @@ def case_convolutional() -> Case:
     return convolutional(), (torch.randn(8, 3, 16, 16), torch.arange(8) % 3), (nn.Linear, nn.Conv2d)
 
 
-def case_restless() -> Case:
-    return Restless(), batch(4), nn.Linear
+def case_self_changing() -> Case:
+    return SelfChanging(), batch(4), nn.Linear
 
 
 CASES: list[Callable[[], Case]] = [
-    case_mlp, case_norms, case_spectral, case_transformer, case_convolutional, case_restless,
+    case_mlp, case_norms, case_spectral, case_transformer, case_convolutional, case_self_changing,
 ]  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_the_model_is_as_it_was_and_it_takes_less_than_five_seconds(
 
 
 def test_that_check_can_fail() -> None:
-    model, (x, y), _ = case_restless()
+    model, (x, y), _ = case_self_changing()
     before = everything(model)
     cross_entropy(model(x), y).backward()
     after = everything(model)
@@ -174,7 +174,7 @@ def test_that_check_can_fail() -> None:
 
 
 def test_the_model_is_as_it_was_when_it_raises() -> None:
-    model = Restless()
+    model = SelfChanging()
     model.broken = True
     before, log = everything(model), model.log
     with pytest.raises(KeyError, match="broken"):
@@ -195,7 +195,7 @@ def test_modes_and_frozen_parameters_are_used_as_they_are() -> None:
     assert found.diagnosis.evidence.frozen == ("0",)
 
 
-def test_a_graph_that_waits_for_its_backward_pass_still_can() -> None:
+def test_a_graph_that_waits_for_its_backward_pass_still_works() -> None:
     model, (x, y), _ = case_norms()
     model.eval()
     loss = cross_entropy(model(x), y)
@@ -212,7 +212,7 @@ def test_neither_the_inputs_gradient_nor_that_of_the_loss_functions_parameters_i
     assert weight.grad is None
 
 
-def test_the_snapshot_is_autograds() -> None:
+def test_the_snapshot_matches_autograd() -> None:
     model, (x, y) = mlp([4, 16, 8, 3], "tanh", "glorot"), batch(4)
     found = preflight(model, cross_entropy, (x, y))
     assert_matches(found.snapshot, chain_oracle(model, x, lambda out: cross_entropy(out, y)))
@@ -229,7 +229,7 @@ def test_the_snapshot_is_autograds() -> None:
         lambda p: torch.optim.RMSprop(p, lr=0.01),
     ],
 )
-def test_the_update_ratio_is_that_of_the_step_which_then_comes(make: Callable[..., torch.optim.Optimizer]) -> None:
+def test_the_update_ratio_is_that_of_the_next_real_step(make: Callable[..., torch.optim.Optimizer]) -> None:
     model, (x, y) = mlp([4, 16, 3]), batch(4)
     optimizer = make(model.parameters())
     for _ in range(2):  # the second step meets a state
@@ -310,7 +310,7 @@ def test_the_spread_is_that_of_the_last_hidden_layers_output() -> None:
 
 @pytest.mark.parametrize("act", ["relu", "tanh", "sigmoid", "gelu"])
 @pytest.mark.parametrize("init", ["uniform", "glorot", "he", "torch"])
-def test_what_theory_expects_of_the_measured_weights_is_what_is_measured(act: str, init: str) -> None:
+def test_the_prediction_from_the_measured_weights_matches_the_measurement(act: str, init: str) -> None:
     model, (x, y) = mlp([20, *[128] * 6, 10], act, init), batch(20, 10, 64)
     found = preflight(model, cross_entropy, (x, y))
     assert found.predicted is not None
@@ -318,7 +318,7 @@ def test_what_theory_expects_of_the_measured_weights_is_what_is_measured(act: st
     assert math.log10(found.predicted.norm_ratio) == pytest.approx(found.diagnosis.evidence.signal, abs=scatter)
 
 
-def test_the_weights_size_counts_not_their_law() -> None:
+def test_the_prediction_uses_the_size_of_the_weights_not_their_law() -> None:
     model, data = mlp([20, *[128] * 6, 10], "tanh", "he", gain=0.5), batch(20, 10)
     found, other = (preflight(m, cross_entropy, data).predicted for m in (model, mlp([20, *[128] * 6, 10], "tanh")))
     assert found is not None
@@ -347,18 +347,18 @@ def test_which_models_are_plain_mlps(model: nn.Module, name: str | None) -> None
     assert (found.predicted is None) == (name is None)
 
 
-def ill() -> Preflight:
+def failing() -> Preflight:
     return preflight(mlp([20, *[64] * 20, 10], "sigmoid", "glorot"), cross_entropy, batch(20, 10))
 
 
-def test_a_sigmoid_net_is_told_who_is_to_blame_and_what_adam_would_make_of_it() -> None:
-    found = ill()
+def test_the_text_for_a_sigmoid_net_names_causes_and_the_verdict_for_adam() -> None:
+    found = failing()
     assert (found.verdict, found.steps) == ("vanishing", None)
     words = " ".join(str(found).split())
     assert "in all " in words
-    assert "Judged for SGD, as no optimizer was given; for Adam the verdict is: vanishing." in words
-    assert "To the last layer all samples look alike" in words
-    assert "Weights of this size were expected to leave" in words
+    assert "No optimizer was given, so the verdict is for SGD. The verdict for Adam is: vanishing." in words
+    assert "All samples look nearly the same to the last layer" in words
+    assert "For weights of this size, theory predicts that " in words
     assert str(found).startswith("layer  size   gradient  expected  weight gain  activation gain  dead  saturated")
 
 
@@ -372,7 +372,7 @@ def test_the_verdict_is_for_the_optimizers_family() -> None:
 
 
 @pytest.mark.parametrize("place", ["before the pass", "between", "after"])
-def test_a_monitor_that_watches_meanwhile_does_not_see_it(place: str) -> None:
+def test_a_monitor_at_work_does_not_see_preflight(place: str) -> None:
     data = batch(4)
 
     def watched(checked: bool) -> list[Any]:
@@ -395,7 +395,7 @@ def test_a_monitor_that_watches_meanwhile_does_not_see_it(place: str) -> None:
     assert watched(True) == watched(False)
 
 
-def test_a_compiled_model_is_looked_at_too() -> None:
+def test_compiled_models_work() -> None:
     model, data = mlp([4, 8, 3]), batch(4)
     compiled: Any = torch.compile(model, backend="eager")
     compiled(data[0])
@@ -405,37 +405,37 @@ def test_a_compiled_model_is_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_plateau_of_an_ill_network(momentum: float) -> None:
+def test_the_plateau_of_a_failing_network(momentum: float) -> None:
     model, (x, y) = mlp([4, *[16] * 8, 3], "sigmoid", "glorot"), batch(4)
     oracle = chain_oracle(model, x, lambda out: cross_entropy(out, y))
     ratio = float(oracle["fc1"]["output_gradient"].norm() / oracle["fc9"]["output_gradient"].norm())
     found = preflight(model, cross_entropy, (x, y), torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum))
     assert found.steps == pytest.approx(20 * (1 - momentum) / (0.02 * ratio), rel=1e-5)
-    assert "by the plateau law of sigmoid and tanh networks" in " ".join(str(found).split())
+    assert "This estimate is for sigmoid and tanh networks" in " ".join(str(found).split())
 
 
-def test_no_plateau_is_foretold_to_a_healthy_network_nor_with_an_endless_momentum() -> None:
+def test_no_plateau_is_predicted_for_a_healthy_network_or_a_momentum_of_one() -> None:
     for act, init, momentum in (("relu", "he", 0.0), ("sigmoid", "glorot", 1.0)):
         model = mlp([4, *[16] * 4, 3], act, init)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum)
         assert preflight(model, cross_entropy, batch(4), optimizer).steps is None
 
 
-def test_an_endless_plateau_is_not_counted() -> None:
+def test_a_very_long_plateau_has_no_number() -> None:
     model = mlp([4, *[16] * 20, 3], "sigmoid", "glorot")
     found = preflight(model, cross_entropy, batch(4), torch.optim.SGD(model.parameters(), lr=0.02))
     assert "after more than ten million steps" in " ".join(str(found).split())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_told_although_the_gradients_are_finite(value: float) -> None:
+def test_a_loss_of_nan_or_infinity_is_reported_although_the_gradients_are_finite(value: float) -> None:
     found = preflight(mlp([4, 8, 3]), lambda out, y: cross_entropy(out, y) + value, batch(4))
     assert found.verdict == "non-finite"
     assert found.diagnosis.evidence.nonfinite == f"the loss, which is {value:g}"
     assert not any("learning rate" in sentence for sentence in found.diagnosis.advice)
 
 
-def test_a_logarithm_of_zero_in_the_loss_is_named_before_the_gradients_it_spoils() -> None:
+def test_a_logarithm_of_zero_in_the_loss_is_named_before_the_nonfinite_gradients() -> None:
     found = preflight(mlp([4, 8, 3]), lambda out, y: (0 * out).abs().log().mean(), batch(4))
     assert found.diagnosis.evidence.nonfinite == "the loss, which is -inf"
     gradient = found.snapshot["fc2"].output_gradient
@@ -450,7 +450,7 @@ def test_nan_in_the_input_is_named_before_the_loss() -> None:
     assert found.diagnosis.advice[0].startswith("Next: look for NaN and infinity in the data")
 
 
-def test_an_optimizer_that_raises_is_blamed_itself() -> None:
+def test_an_optimizer_that_raises_is_named() -> None:
     model = mlp([4, 8, 3])
     with pytest.raises(UsageError, match=r"cannot take a step with SparseAdam .*leave the optimizer out"):
         preflight(model, cross_entropy, batch(4), torch.optim.SparseAdam(model.parameters()))
@@ -461,13 +461,13 @@ def test_an_optimizer_that_raises_is_blamed_itself() -> None:
     [("adam", "optimizer must be a torch optimizer or left out, not 'adam'"),
      (torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), "the optimizer holds no parameter of the model")],
 )  # fmt: skip
-@pytest.mark.parametrize("ask", [preflight, what_if])
-def test_another_models_optimizer_is_refused(ask: Callable[..., Any], optimizer: Any, words: str) -> None:
+@pytest.mark.parametrize("function", [preflight, what_if])
+def test_another_models_optimizer_is_rejected(function: Callable[..., Any], optimizer: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        ask(mlp([4, 8, 3]), cross_entropy, batch(4), optimizer)
+        function(mlp([4, 8, 3]), cross_entropy, batch(4), optimizer)
 
 
-def test_a_model_with_shared_weights_is_not_what_the_theory_is_about() -> None:
+def test_there_is_no_prediction_for_a_model_with_shared_weights() -> None:
     shared = nn.Linear(4, 4)
     found = preflight(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)), cross_entropy, batch(4))
     assert found.predicted is None
@@ -476,21 +476,21 @@ def test_a_model_with_shared_weights_is_not_what_the_theory_is_about() -> None:
     assert preflight(model, cross_entropy, batch(4)).predicted is not None
 
 
-def test_what_was_expected_at_the_first_layer_is_not_told_where_that_is_frozen() -> None:
+def test_the_prediction_for_the_first_layer_is_left_out_if_that_layer_is_frozen() -> None:
     model = mlp([20, *[64] * 10, 10], "sigmoid", "glorot")
-    assert "were expected to leave" in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
+    assert "theory predicts that" in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
     model.get_submodule("fc1").requires_grad_(False)
-    assert "were expected to leave" not in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
+    assert "theory predicts that" not in " ".join(str(preflight(model, cross_entropy, batch(20, 10))).split())
 
 
 def test_the_text_fits_a_width() -> None:
-    found = ill()
+    found = failing()
     head, paragraphs = found.text(60).split("\n\n", 1)
     assert max(map(len, paragraphs.splitlines())) <= 60
     assert head == str(found).split("\n\n", 1)[0]
 
 
-def test_dead_and_saturated_units_are_told() -> None:
+def test_the_text_names_layers_with_dead_and_saturated_units() -> None:
     dead = preflight(mlp([4, *[32] * 4, 3], bias_value=-3.0), cross_entropy, batch(4))
     assert "More than half of the units are dead" in " ".join(str(dead).split())
     saturated = preflight(mlp([64, *[64] * 3, 3], "tanh", "normal"), cross_entropy, batch(64))
@@ -535,7 +535,7 @@ def test_under_no_grad_and_in_inference_mode_too() -> None:
         (nn.Sequential(nn.Conv1d(1, 2, 3)), cross_entropy, batch(4), "matches Linear; its modules .* Conv1d.*--layers"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(model: Any, loss_fn: Any, data: Any, words: str) -> None:
+def test_bad_input_is_rejected_in_a_sentence(model: Any, loss_fn: Any, data: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         preflight(model, loss_fn, data)
 

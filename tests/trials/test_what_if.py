@@ -1,4 +1,4 @@
-"""what_if: what a mend really does, its code, its rank; and networks that fail are trained with the first advice."""
+"""what_if: the effect, code and rank of the remedies; networks that fail are trained with the best one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.scripts import cures
 from tests.support.assertions import hook_count
 from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.trials.measure import measure
-from vgrad_torch.trials.remedies import mends
+from vgrad_torch.trials.remedies import remedies
 from vgrad_torch.trials.what_if import WhatIf, apply, what_if
 from vgrad_torch.verdict.evidence import norm
 from vgrad_torch.verdict.rules import ALARMS
@@ -44,25 +44,30 @@ def sigmoid() -> WhatIf:
 
 
 def hidden_ratio(model: nn.Module) -> float:
-    """Norm of the output gradient at the first hidden layer over that at the last hidden one."""
-    layers = measure(model, cross_entropy, batch(64))[0].layers
+    """Norm of the output gradient at the first hidden layer / norm at the last hidden layer."""
+    layers = measure(model, cross_entropy, batch(64)).snapshot.layers
     return norm(layers[0].output_gradient) / norm(layers[-2].output_gradient)
 
 
 def test_layer_norm_does_not_rescue_a_deep_sigmoid_net_but_batch_norm_does(sigmoid: WhatIf) -> None:
-    trials = {trial.mend.name: trial for trial in sigmoid.trials}
+    trials = {trial.remedy.name: trial for trial in sigmoid.trials}
     assert trials["layer norm"].verdict == "vanishing"
     assert trials["batch norm"].verdict == "healthy"
     names = {"plain": 1.0e-12, "layer norm": 8.9e-9, "batch norm": 0.33}  # measured elsewhere, on other data
     for name, expected in names.items():
         model: nn.Module = mlp(DEEP, "sigmoid", "glorot")
         if name != "plain":
-            model = apply(trials[name].mend, model, None)
+            model = apply(trials[name].remedy, model, None)
         assert math.log10(hidden_ratio(model)) == pytest.approx(math.log10(expected), abs=0.6), name
 
 
+def test_the_old_name_of_a_trials_remedy_still_works(sigmoid: WhatIf) -> None:
+    assert sigmoid.best is not None
+    assert sigmoid.best.mend is sigmoid.best.remedy
+
+
 def test_a_simpler_change_comes_first_among_healthy_ones(sigmoid: WhatIf) -> None:
-    healthy = [trial.mend.kind for trial in sigmoid.trials if trial.verdict == "healthy"]
+    healthy = [trial.remedy.kind for trial in sigmoid.trials if trial.verdict == "healthy"]
     order = ["initializer", "activation", "activation and initializer", "norm", "residual"]
     assert healthy == sorted(healthy, key=order.index)
     assert len(set(healthy)) >= 3
@@ -73,20 +78,20 @@ def test_a_simpler_change_comes_first_among_healthy_ones(sigmoid: WhatIf) -> Non
 def test_relu_from_glorot_needs_other_weights_only() -> None:
     found = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, batch(64))
     assert found.best is not None
-    assert found.best.mend.kind == "initializer"
+    assert found.best.remedy.kind == "initializer"
     assert found.best.signal == pytest.approx(1, abs=0.7)
 
 
 def test_the_table_shows_before_and_after_and_the_code_of_the_best(sigmoid: WhatIf) -> None:
     lines = str(sigmoid).splitlines()
-    assert lines[0].split() == ["change", "gradient", "asked", "spread", "verdict"]
-    assert lines[1].startswith("as it is")
+    assert lines[0].split() == ["change", "gradient", "drive", "spread", "verdict"]
+    assert lines[1].startswith("unchanged")
     assert lines[1].endswith("vanishing")
     assert sigmoid.best is not None
-    assert sigmoid.best.mend.code.splitlines()[-1].strip() in lines[-1]
+    assert sigmoid.best.remedy.code.splitlines()[-1].strip() in lines[-1]
 
 
-ILL: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], Layers]]] = {
+FAILING: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, Tensor], Layers]]] = {
     "sigmoid": lambda: (mlp(DEEP, "sigmoid", "glorot"), batch(64), nn.Linear),
     "exploding": lambda: (mlp([64, *[32] * 12, 10], "relu", "normal"), batch(64), nn.Linear),
     "dead": lambda: (mlp([64, *[16] * 12, 10], "relu", "torch", bias_value=-2.0), batch(64), nn.Linear),
@@ -108,9 +113,9 @@ def convolutional() -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("name", ILL)
-def test_the_best_ones_code_run_as_it_is_printed_does_what_was_reported(name: str) -> None:
-    model, (x, y), layers = ILL[name]()
+@pytest.mark.parametrize("name", FAILING)
+def test_the_printed_code_of_the_best_remedy_has_the_reported_effect(name: str) -> None:
+    model, (x, y), layers = FAILING[name]()
     found = what_if(model, cross_entropy, (x, y), layers=layers)
     assert found.best is not None
     assert found.before.alarm or found.before.verdict in ("slow", "cannot tell")
@@ -124,9 +129,9 @@ def test_the_best_ones_code_run_as_it_is_printed_does_what_was_reported(name: st
     assert after.verdict == found.best.verdict == "healthy"
 
 
-@pytest.mark.parametrize("name", ILL)
-def test_the_model_and_the_random_state_are_as_they_were(name: str) -> None:
-    model, data, layers = ILL[name]()
+@pytest.mark.parametrize("name", FAILING)
+def test_the_model_and_the_random_state_do_not_change(name: str) -> None:
+    model, data, layers = FAILING[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules, state = [*model.modules()], torch.get_rng_state()
     what_if(model, cross_entropy, data, layers=layers)
@@ -138,14 +143,14 @@ def test_the_model_and_the_random_state_are_as_they_were(name: str) -> None:
     assert hook_count(model) == 0
 
 
-def mended(model: nn.Module, name: str, x: Any) -> nn.Module:
-    mend = next(mend for mend in mends(model, x) if mend.name == name)
-    return apply(mend, model, x)
+def changed(model: nn.Module, name: str, x: Any) -> nn.Module:
+    remedy = next(remedy for remedy in remedies(model, x) if remedy.name == name)
+    return apply(remedy, model, x)
 
 
 def test_lsuv_gives_every_layers_output_a_deviation_of_one_from_orthogonal_weights() -> None:
     x, _ = batch(64)
-    model = mended(mlp([64, *[64] * 6, 10], "tanh", "uniform"), "lsuv", x)
+    model = changed(mlp([64, *[64] * 6, 10], "tanh", "uniform"), "lsuv", x)
     h = x
     for layer in model.children():
         h = layer(h)
@@ -157,7 +162,7 @@ def test_lsuv_gives_every_layers_output_a_deviation_of_one_from_orthogonal_weigh
 
 
 def test_critical_weights_have_theorys_variance() -> None:
-    model = mended(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", batch(64)[0])
+    model = changed(mlp([64, *[64] * 3, 10], "selu", "uniform"), "weights of variance 0.477 / fan-in", batch(64)[0])
     for layer in model.children():
         if isinstance(layer, nn.Linear):
             error = 4 * math.sqrt(2 / layer.weight.numel())  # four standard errors of a normal law's variance
@@ -169,19 +174,19 @@ def test_critical_weights_have_theorys_variance() -> None:
     [("batch norm", {"norm": "batch"}), ("layer norm", {"norm": "layer"}), ("residual", {"residual": True}),
      ("residual and batch norm", {"residual": True, "norm": "batch"}), ("tanh", {"activation": "tanh"})],
 )  # fmt: skip
-def test_what_a_mend_makes_is_what_the_factory_makes_with_its_flags(name: str, dials: dict[str, Any]) -> None:
+def test_a_remedy_gives_the_same_model_as_build_mlp_with_its_options(name: str, dials: dict[str, Any]) -> None:
     x, _ = batch(8)
     widths = [8, 16, 16, 12, 12, 4]
-    one = mended(mlp(widths, "sigmoid", "glorot"), name, x)
+    one = changed(mlp(widths, "sigmoid", "glorot"), name, x)
     options = {"activation": "sigmoid", **dials}
     other = build_mlp(widths, init="glorot", generator=torch.Generator().manual_seed(0), **options)
     assert torch.equal(one(x), other(x))
 
 
-def test_a_healthy_net_is_left_in_peace() -> None:
+def test_a_healthy_net_gets_no_remedies() -> None:
     found = what_if(mlp([64, 64, 64, 10]), cross_entropy, batch(64))
     assert (found.best, found.trials) == (None, ())
-    assert str(found).startswith("Nothing to mend")
+    assert str(found).startswith("Nothing to fix: ")
 
 
 def test_ten_healthy_nets_of_the_grid_get_no_advice() -> None:
@@ -190,7 +195,7 @@ def test_ten_healthy_nets_of_the_grid_get_no_advice() -> None:
     assert [found.best for found in healthy] == [None] * 10
 
 
-def test_a_mend_that_the_model_does_not_bear_is_shown_as_such() -> None:
+def test_a_remedy_that_makes_the_model_raise_is_shown_with_the_exception() -> None:
     class Picky(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             if any(isinstance(m, nn.Tanh) for m in self):
@@ -206,15 +211,17 @@ def test_a_mend_that_the_model_does_not_bear_is_shown_as_such() -> None:
     assert "raises RuntimeError: no tanh here" in str(found)
 
 
-def test_exploding_nets_are_told_of_clipping() -> None:
-    model, data, _ = ILL["exploding"]()
-    assert "clip before each step: nn.utils.clip_grad_norm_" in str(what_if(model, cross_entropy, data))
+def test_exploding_nets_get_the_advice_to_clip() -> None:
+    model, data, _ = FAILING["exploding"]()
+    assert "clip the gradient before each step:\n    nn.utils.clip_grad_norm_(" in str(
+        what_if(model, cross_entropy, data)
+    )
 
 
-def test_a_transformer_is_offered_what_can_be_done_with_it() -> None:
+def test_a_transformer_gets_initializers_only() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    assert {mend.kind for mend in mends(model, torch.zeros(1, 2, 16))} == {"initializer"}
+    assert {remedy.kind for remedy in remedies(model, torch.zeros(1, 2, 16))} == {"initializer"}
 
 
 @pytest.mark.parametrize(
@@ -242,32 +249,32 @@ def test_a_batch_of_one_sample_has_no_spread_and_is_judged_without() -> None:
 def test_a_gradient_that_grows_more_than_tenfold_is_not_the_first_advice() -> None:
     net = cures.net(next(c for c in grid.configurations() if c.name == "digits_sigmoid_normal_14_8"), "sgd")
     found = net.advice()
-    tanh = next(trial for trial in found.trials if trial.mend.name == "tanh")
+    tanh = next(trial for trial in found.trials if trial.remedy.name == "tanh")
     assert tanh.signal > 10
     assert found.best is not None
     assert found.best.signal < 10
 
 
 @pytest.mark.parametrize("end", [nn.Sigmoid(), nn.LogSoftmax(1)])
-def test_what_follows_the_last_layer_is_spared(end: nn.Module) -> None:
+def test_modules_behind_the_last_layer_do_not_change(end: nn.Module) -> None:
     x, _ = batch(64)
     for name in ("relu", "batch norm"):
-        model = mended(nn.Sequential(*mlp([64, *[16] * 4, 10], "sigmoid", "glorot"), copy.deepcopy(end)), name, x)
+        model = changed(nn.Sequential(*mlp([64, *[16] * 4, 10], "sigmoid", "glorot"), copy.deepcopy(end)), name, x)
         kinds = [type(m) for m in model.children()]
         assert kinds[-2:] == [nn.Linear, type(end)]
         assert kinds[1] is {"relu": nn.ReLU, "batch norm": nn.BatchNorm1d}[name]
         assert kinds.count(nn.BatchNorm1d) in (0, 4)
 
 
-def test_an_activation_used_at_many_places_is_mended_at_all_of_them() -> None:
+def test_an_activation_used_at_many_places_is_replaced_at_all_of_them() -> None:
     x, _ = batch(64)
 
     def model() -> nn.Sequential:
         one = nn.Sigmoid()
         return nn.Sequential(nn.Linear(64, 8), one, nn.Linear(8, 8), one, nn.Linear(8, 10))
 
-    assert not any(isinstance(m, nn.Sigmoid) for m in mended(model(), "tanh", x).modules())
-    normed = mended(model(), "batch norm", x)
+    assert not any(isinstance(m, nn.Sigmoid) for m in changed(model(), "tanh", x).modules())
+    normed = changed(model(), "batch norm", x)
     assert isinstance(normed, nn.Sequential)
     kinds = [type(m).__name__ for m in normed]
     assert kinds == [*["Linear", "BatchNorm1d", "Sigmoid"] * 2, "Linear"]
@@ -279,11 +286,11 @@ def test_weights_made_from_others_are_not_initialised() -> None:
         if isinstance(layer, nn.Linear):
             nn.utils.parametrizations.weight_norm(layer)
     found = what_if(model, cross_entropy, batch(64))
-    assert {trial.mend.kind for trial in found.trials} == {"activation", "norm"}
+    assert {trial.remedy.kind for trial in found.trials} == {"activation", "norm"}
     assert "No other initial weights were tried" in str(found)
 
 
-def test_it_is_said_that_an_activation_called_as_a_function_cannot_be_changed() -> None:
+def test_the_report_says_that_an_activation_called_as_a_function_cannot_be_changed() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -296,7 +303,7 @@ def test_it_is_said_that_an_activation_called_as_a_function_cannot_be_changed() 
             return out
 
     found = what_if(Functional(), cross_entropy, batch(64))
-    assert {trial.mend.kind for trial in found.trials} == {"initializer"}
+    assert {trial.remedy.kind for trial in found.trials} == {"initializer"}
     assert "No other activation was tried" in str(found)
 
 
@@ -305,11 +312,11 @@ def test_zero_weights_get_critical_ones() -> None:
     for layer in model.children():
         if isinstance(layer, nn.Linear):
             nn.init.zeros_(layer.weight)
-    trials = {trial.mend.name: trial.verdict for trial in what_if(model, cross_entropy, batch(64)).trials}
+    trials = {trial.remedy.name: trial.verdict for trial in what_if(model, cross_entropy, batch(64)).trials}
     assert trials["weights of variance 2 / fan-in"] == "healthy"
 
 
-def test_a_loss_that_is_no_number_is_not_mended_by_another_network() -> None:
+def test_no_remedy_helps_against_a_loss_of_nan() -> None:
     found = what_if(mlp([64, 16, 10]), lambda out, y: cross_entropy(out, y) + math.nan, batch(64))
     assert (found.before.verdict, found.best) == ("non-finite", None)
 

@@ -77,7 +77,7 @@ def train(options: argparse.Namespace) -> int:
         with display:
             result = training.run(
                 config, begun=begun, team=ranks,
-                say=display.say, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
+                say=display.print_line, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
             )  # fmt: skip
     except training.Stopped as stopped:
         complain(f"{stopped}; go on with: {_command('train', {'resume': stopped.folder})}")
@@ -147,7 +147,7 @@ def sweep(options: argparse.Namespace) -> int:
     console = _console()
     with SweepDisplay(grid, console) as display:
         jobs = sweeps.cores() if options.jobs is None else options.jobs
-        outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.say, on_cell=display.cell)
+        outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.print_line, on_cell=display.cell)
     console.size = (max(console.width, 105), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
     for path in sweeps.write(grid, outcomes):
@@ -231,8 +231,8 @@ def preflight(options: argparse.Namespace) -> int:
     print(found.text(width))
     if tried is not None:
         print(f"\nWhat if\n\n{tried.text(width)}")
-    if tried is not None and options.target is None and tried.best is not None and tried.best.mend.flags is not None:
-        print(f"\nOr: {_command('train', {**given, **tried.best.mend.flags})}")
+    if tried is not None and options.target is None and tried.best is not None and tried.best.remedy.flags is not None:
+        print(f"\nOr: {_command('train', {**given, **tried.best.remedy.flags})}")
     return 3 if found.verdict in options.fail_on else 0
 
 
@@ -248,20 +248,20 @@ def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, 
 
 
 def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
-    from vgrad_torch.cli.entry import entry, words
+    from vgrad_torch.cli.user_model import load_user_model, one_line
     from vgrad_torch.trials import preflight as checkup
     from vgrad_torch.trials import what_if as whatif
 
     if given:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} is for built-in networks; {target} brings its own")
-    made = entry(target)
-    parts = made.model, made.loss_fn, made.batch, made.optimizer
+    user = load_user_model(target)
+    parts = user.model, user.loss_fn, user.batch, user.optimizer
     try:
         return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"the model or loss function of {target} raised {words(error)}") from error
+        raise UsageError(f"the model or loss function of {target} raised {one_line(error)}") from error
 
 
 def report(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A run, or a sweep, on a terminal while it goes on: a live picture, or plain lines where there is no terminal."""
+"""The progress of a run or a sweep: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vgrad_torch.cli import terminal
 
-if TYPE_CHECKING:  # a training needs nothing of a sweep
+if TYPE_CHECKING:  # training does not import the sweep
     from vgrad_torch.records import Snapshot
     from vgrad_torch.sweep.cells import Outcome
     from vgrad_torch.sweep.grid import Sweep
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a training needs nothing of a sweep
 
 
 class RunDisplay:
-    """A run while it goes on: a live picture on a terminal, plain lines elsewhere."""
+    """The progress of a run. `pattern` selects the statistics that are printed for each sample."""
 
     def __init__(self, config: TrainConfig, console: Console, pattern: re.Pattern[str] | None) -> None:
         self._config = config
@@ -40,57 +40,57 @@ class RunDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line."""
         self._console.print(line, markup=False)
 
     def start(self, folder: Path, epoch: Epoch) -> None:
-        """Show the run and the state it begins with."""
-        where = f" goes on after epoch {epoch.number}" if epoch.number else ""
-        self.say(f"run {folder}{where}: {_summary(self._config)}")
+        """Show the run's folder, its settings and its first state."""
+        resumed = f" continues after epoch {epoch.number}" if epoch.number else ""
+        self.print_line(f"run {folder}{resumed}: {_summary(self._config)}")
         self._show(epoch, None)
 
     def epoch(self, epoch: Epoch, monitor: Monitor) -> None:
-        """Show an epoch, and the verdict where it changed."""
+        """Show an epoch, and the verdict if it changed."""
         self._show(epoch, monitor.history[-1])
-        found = monitor.diagnose()
-        if found.verdict != self._verdict:
-            self._verdict = found.verdict
-            self.say(f"verdict at step {found.evidence.step:,}: {found.verdict}, {found.because}")
+        diagnosis = monitor.diagnose()
+        if diagnosis.verdict != self._verdict:
+            self._verdict = diagnosis.verdict
+            self.print_line(f"verdict at step {diagnosis.evidence.step:,}: {diagnosis.verdict}, {diagnosis.because}")
 
     def _show(self, epoch: Epoch, snapshot: Snapshot | None) -> None:
         if self._live is None:
-            self.say(terminal.epoch_line(epoch, self._config.epochs, snapshot))
+            self.print_line(terminal.epoch_line(epoch, self._config.epochs, snapshot))
         else:
             self._live.update(terminal.live_picture(epoch, self._config.epochs, snapshot, self._console))
 
     def sample(self, snapshot: Snapshot) -> None:
-        """Print what of a sample matches the pattern."""
+        """Print the statistics of a sample that match the pattern."""
         if self._pattern is None:
             return
         lines = list(terminal.monitor_lines(snapshot, self._pattern))
         if not lines and snapshot.step == 0:
-            names = f"{snapshot.layers[0].label}.weight_gradient"
-            self.say(f"--monitor {self._pattern.pattern!r} matches nothing; names are like {names}")
+            example = f"{snapshot.layers[0].label}.weight_gradient"
+            self.print_line(f"--monitor {self._pattern.pattern!r} matches nothing; names look like {example}")
         for line in lines:
-            self.say(line)
+            self.print_line(line)
 
 
 class SweepDisplay:
-    """A sweep while it goes on: a bar on a terminal, a line for each network elsewhere; what failed, always."""
+    """The progress of a sweep: a bar on a terminal, a line for each network elsewhere. Failures are always printed."""
 
     def __init__(self, grid: Sweep, console: Console) -> None:
-        found = grid.found()
+        finished = grid.found()
         self._console = console
-        self._failed = sum(outcome.error is not None for outcome in found)
+        self._failed = sum(outcome.error is not None for outcome in finished)
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
         self._progress = Progress(*columns, console=console, speed_estimate_period=600, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=len(grid.configs), completed=len(found))
+        self._task = self._progress.add_task("", total=len(grid.configs), completed=len(finished))
         self._started = time.monotonic()
         self._new = 0
         self._describe()
-        before = f", {len(found)} of them trained before" if found else ""
-        self.say(f"sweep {grid.folder}: {len(grid.configs)} networks{before}")
+        earlier = f", {len(finished)} of them already trained" if finished else ""
+        self.print_line(f"sweep {grid.folder}: {len(grid.configs)} networks{earlier}")
 
     def __enter__(self) -> SweepDisplay:
         self._progress.start()
@@ -99,21 +99,21 @@ class SweepDisplay:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line, above the bar."""
         self._progress.console.print(line, markup=False)
 
     def cell(self, outcome: Outcome) -> None:
-        """Count a network that is done."""
+        """Count a finished network and print its line."""
         self._new += 1
         self._failed += outcome.error is not None
         self._progress.advance(self._task)
         self._describe()
         name = outcome.config.name
         if outcome.error is not None:
-            self.say(f"{self._counts()}  {name} failed: {outcome.error}")
+            self.print_line(f"{self._counts()}  {name} failed: {outcome.error}")
         elif not self._console.is_terminal:
-            self.say(f"{self._counts()}  {name}: accuracy {outcome.accuracy:.3f}, {outcome.verdict}")
+            self.print_line(f"{self._counts()}  {name}: accuracy {outcome.accuracy:.3f}, {outcome.verdict}")
 
     def _describe(self) -> None:
         self._progress.update(self._task, description=self._counts())
@@ -121,22 +121,22 @@ class SweepDisplay:
     def _counts(self) -> str:
         task = self._progress.tasks[0]
         done, total = int(task.completed), int(task.total or 0)
-        words = f"{done}/{total} done, {self._failed} failed"
+        counts = f"{done}/{total} done, {self._failed} failed"
         if not self._new or self._console.is_terminal:
-            return words
+            return counts
         left = (time.monotonic() - self._started) / self._new * (total - done)
-        return f"{words}, {left:.0f} s left"
+        return f"{counts}, {left:.0f} s left"
 
 
 def _summary(config: TrainConfig) -> str:
     widths = "-".join(str(width) for width in config.hidden) or "none"
-    dials = {
+    options = {
         f"{config.norm} norm": config.norm, "residual": config.residual, f"gain {config.gain:g}": config.gain != 1,
         f"biases {config.bias:g}": config.bias, f"gradient clipped to {config.clip}": config.clip,
     }  # fmt: skip
     parts = [
         config.data, f"hidden layers {widths}", config.act, f"{config.init} weights",
-        *(words for words, turned in dials.items() if turned),
+        *(text for text, is_set in options.items() if is_set),
         f"{config.optimizer} lr {config.lr:g}", f"batch {config.batch}", f"{config.epochs} epochs",
         f"seed {config.seed}",
     ]  # fmt: skip

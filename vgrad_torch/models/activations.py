@@ -1,4 +1,4 @@
-"""The named activations: each entry makes a new module, none works in place, all have PyTorch's default parameters."""
+"""The activations by name. Each entry makes a new module that does not work in place, with PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,  # slope 0.01 below zero
     "elu": nn.ELU,
     "selu": nn.SELU,
-    "gelu": nn.GELU,  # x * Phi(x), not its tanh approximation
+    "gelu": nn.GELU,  # x * Phi(x), not the tanh approximation
     "silu": nn.SiLU,
     "softsign": nn.Softsign,
     "identity": nn.Identity,

@@ -1,4 +1,7 @@
-"""Activations as NumPy functions, and averages of them over a Gaussian signal u = scale * Z + shift."""
+"""The activations as NumPy functions, and their moments for a Gaussian pre-activation u = scale * Z + shift.
+
+Z is a standard Gaussian. `scale` holds one standard deviation per sample, `shift` is the mean of u.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def _rectifier(negative_slope: float) -> Activation:
 _erf: Function = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def _normal_share(u: Floats) -> Floats:
-    """The share of a standard Gaussian below u."""
+def _normal_cdf(u: Floats) -> Floats:
+    """The probability that a standard Gaussian is below u."""
     return (1 + _erf(u / math.sqrt(2))) / 2
 
 
@@ -63,41 +66,41 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": _rectifier(0.01),
     "elu": _exponential_linear(1.0, 1.0),
     "selu": _exponential_linear(1.0507009873554805, 1.6732632423543772),
-    "gelu": Activation(lambda u: u * _normal_share(u), lambda u: _normal_share(u) + u * _normal_density(u)),
+    "gelu": Activation(lambda u: u * _normal_cdf(u), lambda u: _normal_cdf(u) + u * _normal_density(u)),
     "silu": Activation(lambda u: u * _sigmoid(u), lambda u: _sigmoid(u) + u * _sigmoid_slope(u)),
     "softsign": Activation(lambda u: u / (1 + np.abs(u)), lambda u: 1 / (1 + np.abs(u)) ** 2),
     "identity": Activation(lambda u: u, np.ones_like),
 }
-"""The names of `activations.ACTIVATIONS`, with the same parameters; derivatives at a kink are PyTorch's."""
+"""The names and parameters of `models.activations.ACTIVATIONS`. Derivatives at a kink are the ones PyTorch uses."""
 
-_REACH = 10.0  # standard deviations on both sides; beyond lies 1e-23
+_REACH = 10.0  # standard deviations on both sides; the probability beyond is 1e-23
 _PANEL_NODES, _PANEL_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def nodes(scale: Floats, shift: float = 0.0) -> tuple[Floats, Floats]:
-    """Where to evaluate, and with which weight, for the mean of f(scale * Z + shift) over a standard Gaussian Z.
+    """Quadrature points and weights for the mean of f(scale * Z + shift) over a standard Gaussian Z.
 
-    Gauss-Legendre on panels at most one wide that end where u = 0, the kink of some activations, and shrink towards it
-    as far as the activation bends there. That keeps ten digits from scale 1e-150, where only phi'(0) counts, to
-    1e+100, where a sigmoid is a step.
+    Gauss-Legendre quadrature on panels of width one or less. One panel edge lies at u = 0, where some activations have
+    a kink, and the panels get narrower towards that edge. The result has ten correct digits from scale 1e-150, where
+    only phi'(0) counts, to 1e+100, where a sigmoid is a step.
 
     Returns:
-        z and weights, both [len(scale), nodes]; the weights of a row sum to one.
+        z and weights, both of shape [len(scale), nodes]. The weights of a row sum to one.
     """
     safe = np.maximum(scale, 1e-300)[:, None]
     powers = 2.0 ** np.arange(-2, max(math.ceil(math.log2(safe.max() * 2 * _REACH)), -1) + 1)
-    bends = np.concatenate([-powers[::-1], [0.0], powers])
-    with np.errstate(over="ignore"):  # a bend far outside
-        inner = np.clip((bends - shift) / safe, -_REACH, _REACH)
+    u_edges = np.concatenate([-powers[::-1], [0.0], powers])
+    with np.errstate(over="ignore"):  # an edge far outside
+        z_edges = np.clip((u_edges - shift) / safe, -_REACH, _REACH)
     even = np.broadcast_to(np.arange(-_REACH, _REACH + 1), (len(scale), int(2 * _REACH) + 1))
-    edges = np.sort(np.concatenate([even, inner], axis=1), axis=1)[:, :, None]
+    edges = np.sort(np.concatenate([even, z_edges], axis=1), axis=1)[:, :, None]
     half = np.diff(edges, axis=1) / 2
     z = (edges[:, :-1] + half + half * _PANEL_NODES).reshape(len(scale), -1)
     return z, (half * _PANEL_WEIGHTS).reshape(z.shape) * _normal_density(z)
 
 
 def gaussian_rms(function: Function, scale: Floats, shift: float = 0.0) -> Floats:
-    """sqrt(E f(scale * Z + shift)**2), one for each scale [samples].
+    """sqrt(E f(scale * Z + shift)**2) for each scale; shape [samples].
 
     >>> gaussian_rms(ACTIVATIONS["relu"].value, np.array([1.0, 1e-40])) ** 2 * [1, 1e80]
     array([0.5, 0.5])
@@ -107,61 +110,65 @@ def gaussian_rms(function: Function, scale: Floats, shift: float = 0.0) -> Float
 
 
 def _rms(values: Floats, weights: Floats) -> Floats:
-    """Along the last axis, without squares that leave the range of a double."""
+    """Weighted RMS along the last axis. Scaling by the largest value keeps the squares in the range of a double."""
     largest = np.abs(values).max(axis=-1)
     unit = values / np.where(largest > 0, largest, 1.0)[..., None]
     return np.asarray(largest * np.sqrt((weights * unit**2).sum(axis=-1)))
 
 
 def rms(values: Floats) -> float:
-    """sqrt(mean(x**2)) of all values, right from 1e-300 to 1e+300."""
+    """sqrt(mean(x**2)) of all values, correct from 1e-300 to 1e+300."""
     flat = values.ravel()
     return float(_rms(flat, np.full(flat.shape, 1 / flat.size)))
 
 
-_ORDER = 63  # of the last Hermite polynomial; what is left of even order counts as 64, what is odd as 65
+_ORDER = 63  # of the last Hermite polynomial; all higher even orders count as 64, all higher odd ones as 65
 
 
 def cosine_map(function: Function, scale: Floats, cosine: Floats, shift: float = 0.0) -> Floats:
-    """Uncentred correlations of f(u_b) between samples, where the Gaussian u_b - shift have correlations `cosine`.
+    """Uncentred correlations of f(u) between samples, from the correlations of their Gaussian pre-activations u.
 
     With the coefficients a_k of f in normalised Hermite polynomials, E f(u) f(v) = sum_k a_k(u) a_k(v) cosine**k
-    (Mehler's formula), so one table of coefficients [samples, k] serves all pairs. Orders above 63 are pooled: right
-    to 1e-4 for a continuous f; for a step, at correlations of .99, to .014.
+    (Mehler's formula). So one table of coefficients [samples, k] is enough for all pairs. Orders above 63 are pooled.
+    The error is at most 1e-4 for a continuous f, and .014 for a step function at correlations of .99.
 
     Args:
         function: f, an activation or its derivative.
-        scale: standard deviations [samples].
-        cosine: correlations [samples, samples].
-        shift: mean of every u.
+        scale: standard deviations of u, [samples].
+        cosine: correlations of u - shift between samples, [samples, samples].
+        shift: mean of u.
 
     Returns:
-        E f(u) f(v) / sqrt(E f(u)**2 E f(v)**2), [samples, samples]; its diagonal is one.
+        E f(u) f(v) / sqrt(E f(u)**2 E f(v)**2), [samples, samples]. The diagonal is one.
     """
     coefficients = _hermite_coefficients(function, scale, shift)
     power = np.ones_like(cosine)
     total = np.zeros_like(cosine)
-    for column in np.concatenate([coefficients, _rest(coefficients)], axis=1).T:
+    for column in np.concatenate([coefficients, _pooled_orders(coefficients)], axis=1).T:
         total += np.outer(column, column) * power
         power = power * cosine
     return total
 
 
-def _rest(coefficients: Floats) -> Floats:
-    """What unit length leaves for all higher orders, split into even and odd as in the last two: [samples, 2]."""
+def _pooled_orders(coefficients: Floats) -> Floats:
+    """Coefficients for all higher orders together, even and odd, [samples, 2]: each row of coefficients has length one.
+
+    The rest is split into even and odd as the last two orders are.
+    """
     rest = np.maximum(1 - (coefficients**2).sum(axis=1, keepdims=True), 0)
     last = coefficients[:, -2:] ** 2 + 1e-300
     return np.asarray(np.sqrt(rest * last / last.sum(axis=1, keepdims=True)))
 
 
 def _hermite_coefficients(function: Function, scale: Floats, shift: float) -> Floats:
-    """E f(scale * Z + shift) h_k(Z) for k = 0..63, over the RMS of f: rows of at most unit length."""
+    """E f(scale * Z + shift) h_k(Z) / RMS of f, for k = 0..63; [samples, k]. No row is longer than one."""
     z, weights = nodes(scale, shift)
     values = function(scale[:, None] * z + shift)
-    values = values / np.where((size := _rms(values, weights)) > 0, size, 1.0)[:, None] * weights
-    before, polynomial = np.zeros_like(z), np.ones_like(z)
+    norms = _rms(values, weights)
+    values = values / np.where(norms > 0, norms, 1.0)[:, None] * weights
+    previous, polynomial = np.zeros_like(z), np.ones_like(z)
     coefficients = []
     for k in range(_ORDER + 1):
         coefficients.append((values * polynomial).sum(axis=1))
-        before, polynomial = polynomial, (z * polynomial - math.sqrt(k) * before) / math.sqrt(k + 1)
+        previous, polynomial = polynomial, (z * polynomial - math.sqrt(k) * previous) / math.sqrt(k + 1)
     return np.stack(coefficients, axis=1)

@@ -1,4 +1,7 @@
-"""The signal on its way through a random net and the gradient on its way back, sample by sample."""
+"""Mean-field propagation through a random network: the signal forward and the gradient backward, per sample.
+
+phi is the activation, u a pre-activation, delta the gradient of a sample's own loss with respect to u.
+"""
 
 from __future__ import annotations
 
@@ -14,70 +17,76 @@ from vgrad_torch.theory.activations import ACTIVATIONS, Activation, Floats, cosi
 
 Labels = npt.NDArray[np.int64]
 
-_DRAWS = 4096  # of logits, shared among the samples: right to .3 %
+_DRAWS = 4096  # draws of the logits, shared among the samples; the error is .3 %
 
 
 class Inputs(NamedTuple):
-    """What goes in; arrays are [samples], `alike` is [samples, samples]."""
+    """What is known about the inputs. Arrays are [samples], `correlations` is [samples, samples]."""
 
     squares: Floats  # mean(x**2) of each sample
-    alike: Floats | None = None  # correlations between samples, where known
+    correlations: Floats | None = None  # between samples; None if unknown
     labels: Labels | None = None
 
 
 class Stage(NamedTuple):
-    """A layer on the way forward; arrays are [samples]."""
+    """A layer in the forward pass. Arrays are [samples]."""
 
     fan_in: int
     fan_out: int
-    std: float  # of a weight
-    fed: Floats  # RMS of the layer's input
-    scale: Floats  # standard deviation of its pre-activation
-    slope: Floats  # RMS of the activation's derivative there
-    alike: Floats | None  # correlations of the input between samples
+    std: float  # standard deviation of a weight
+    input_rms: Floats
+    scale: Floats  # standard deviation of the pre-activation
+    slope: Floats  # RMS of the activation's derivative at the pre-activation
+    correlations: Floats | None  # of the layer's input between samples; [samples, samples]
 
 
 class Gradient(NamedTuple):
-    """A layer on the way back."""
+    """A layer in the backward pass."""
 
-    output: Floats  # RMS of d loss / dz, the samples' own losses
-    weight: float  # RMS of dL/dW; where correlations are unknown, for a batch of one
+    output: Floats  # RMS of delta, [samples]
+    weight: float  # RMS of dL/dW; if correlations are unknown, for a batch of one
 
 
 def forward(
-    fans: Sequence[tuple[int, int]], stds: Sequence[float], law: Activation, bias: float, inputs: Inputs
+    fans: Sequence[tuple[int, int]], stds: Sequence[float], phi: Activation, bias: float, inputs: Inputs
 ) -> Iterator[Stage]:
-    """The first layer first. q_l = fan_in var(w) E phi(u_(l-1))**2, where u ~ N(bias, q); `fed` is the RMS of phi."""
-    fed, alike = np.sqrt(inputs.squares), inputs.alike
+    """Yield the layers, first layer first: q_l = fan_in var(w) E phi(u_(l-1))**2, where u ~ N(bias, q)."""
+    input_rms, correlations = np.sqrt(inputs.squares), inputs.correlations
     for number, ((fan_in, fan_out), std) in enumerate(zip(fans, stds, strict=True), start=1):
-        scale = math.sqrt(fan_in) * std * fed
+        scale = math.sqrt(fan_in) * std * input_rms
         if not scale.max() < 1e300:
-            raise UsageError(f"the signal grows beyond 1e300 at layer {number}; take fewer layers or a smaller gain")
-        yield Stage(fan_in, fan_out, std, fed, scale, gaussian_rms(law.slope, scale, bias), alike)
-        if alike is not None:
-            alike = cosine_map(law.value, scale, alike, bias)
-        fed = gaussian_rms(law.value, scale, bias)
+            raise UsageError(f"the signal grows beyond 1e300 at layer {number}; use fewer layers or a smaller gain")
+        yield Stage(fan_in, fan_out, std, input_rms, scale, gaussian_rms(phi.slope, scale, bias), correlations)
+        if correlations is not None:
+            correlations = cosine_map(phi.value, scale, correlations, bias)
+        input_rms = gaussian_rms(phi.value, scale, bias)
 
 
-def backward(stages: Sequence[Stage], law: Activation, bias: float, labels: Labels | None) -> Iterator[Gradient]:
-    """The last layer first. E delta_(l-1)**2 = fan_out var(w) E phi'(u_(l-1))**2 E delta_l**2, from p - y on."""
-    delta, alike = _at_the_logits(stages[-1], bias, labels)
+def backward(stages: Sequence[Stage], phi: Activation, bias: float, labels: Labels | None) -> Iterator[Gradient]:
+    """Yield the layers, last layer first: E delta_(l-1)**2 = fan_out var(w) E phi'(u_(l-1))**2 E delta_l**2.
+
+    At the last layer delta is p - y, the predicted probabilities minus the targets.
+    """
+    delta, correlations = _residuals(stages[-1], bias, labels)
     for stage, below in zip(reversed(stages), [*stages[-2::-1], None], strict=True):
-        yield Gradient(delta, _pooled(delta * stage.fed, alike, stage.alike))
+        yield Gradient(delta, _mean_rms(delta * stage.input_rms, correlations, stage.correlations))
         if below is not None:
             delta = math.sqrt(stage.fan_out) * stage.std * below.slope * delta
-        if below is not None and alike is not None and below.alike is not None:
-            alike = alike * cosine_map(law.slope, below.scale, below.alike, bias)
+        if below is not None and correlations is not None and below.correlations is not None:
+            correlations = correlations * cosine_map(phi.slope, below.scale, below.correlations, bias)
 
 
-def _at_the_logits(last: Stage, bias: float, labels: Labels | None) -> tuple[Floats, Floats | None]:
-    if labels is None or last.alike is None:
+def _residuals(last: Stage, bias: float, labels: Labels | None) -> tuple[Floats, Floats | None]:
+    if labels is None or last.correlations is None:
         return expected_residuals(last.scale, last.fan_out, bias), None
-    return batch_residuals(last.scale, last.alike, labels, last.fan_out, bias)
+    return batch_residuals(last.scale, last.correlations, labels, last.fan_out, bias)
 
 
-def _pooled(products: Floats, deltas: Floats | None, inputs: Floats | None) -> float:
-    """RMS of the mean of weight gradients whose RMS are `products`; without correlations, RMS of a single one."""
+def _mean_rms(products: Floats, deltas: Floats | None, inputs: Floats | None) -> float:
+    """RMS of the mean over the batch of per-sample weight gradients, whose RMS are `products`.
+
+    The correlations of delta and of the inputs decide how much they cancel. Without them: RMS of a single sample's.
+    """
     if deltas is None or inputs is None:
         return rms(products)
     largest = products.max() or 1.0
@@ -86,38 +95,38 @@ def _pooled(products: Floats, deltas: Floats | None, inputs: Floats | None) -> f
 
 
 def expected_residuals(scale: Floats, outputs: int, bias: float = 0.0) -> Floats:
-    """RMS over outputs of a sample's p - y, where logits are `bias` + `scale` * Z and y does not depend on them.
+    """RMS of p - y over a sample's outputs, for logits `bias` + `scale` * Z that are independent of the label y.
 
-    With many classes it is sqrt((E sum_k p_k**2 + 1 - 2/K) / K), which no weights bring below sqrt(K - 1) / K.
+    With K classes this is sqrt((E sum_k p_k**2 + 1 - 2/K) / K), at least sqrt(K - 1) / K for any weights.
 
     >>> expected_residuals(np.array([1e-3]), 10).round(4), expected_residuals(np.array([1e-3]), 1).round(4)
     (array([0.3]), array([0.5]))
     """
-    if outputs == 1:  # one class is as likely as the other
-        right, wrong = (gaussian_rms(ACTIVATIONS["sigmoid"].value, scale, shift) for shift in (-bias, bias))
-        return np.asarray(np.sqrt((right**2 + wrong**2) / 2))
+    if outputs == 1:  # both classes are equally likely
+        positive, negative = (gaussian_rms(ACTIVATIONS["sigmoid"].value, scale, shift) for shift in (-bias, bias))
+        return np.asarray(np.sqrt((positive**2 + negative**2) / 2))
     count = max(min(_DRAWS, 10**7 // outputs) // len(scale), 1)
     draws = np.random.default_rng(0).standard_normal((count, len(scale), outputs))
-    certainty = (_probabilities(scale[:, None] * draws) ** 2).sum(axis=2).mean(axis=0)
-    return np.asarray(np.sqrt((certainty + 1 - 2 / outputs) / outputs))
+    squares = (_probabilities(scale[:, None] * draws) ** 2).sum(axis=2).mean(axis=0)
+    return np.asarray(np.sqrt((squares + 1 - 2 / outputs) / outputs))
 
 
 def batch_residuals(
-    scale: Floats, alike: Floats, labels: Labels, outputs: int, bias: float = 0.0
+    scale: Floats, correlations: Floats, labels: Labels, outputs: int, bias: float = 0.0
 ) -> tuple[Floats, Floats]:
-    """RMS of each sample's p - y, and how the samples' residuals correlate (uncentred), [samples, samples].
+    """RMS of each sample's p - y [samples], and the uncentred correlations of p - y between samples.
 
-    `alike` holds the correlations of one logit between samples. The residuals of samples with equal logits cancel
-    where the classes of a batch are balanced, and add up where the net is sure of one class.
+    `correlations` are those of one logit between samples, [samples, samples]. The residuals of samples with equal
+    logits cancel if the classes of a batch are balanced, and add up if the network is sure of one class.
     """
-    values, vectors = np.linalg.eigh(alike)
+    values, vectors = np.linalg.eigh(correlations)
     root = vectors * np.sqrt(np.maximum(values, 0))
     draws = np.random.default_rng(0).standard_normal((_DRAWS // 8, len(scale), outputs))
     residuals = _probabilities(scale[:, None] * (root @ draws) + bias) - _targets(labels, outputs)
     products = np.tensordot(residuals, residuals, ([0, 2], [0, 2])) / residuals[:, 0].size
-    size = np.sqrt(np.diag(products))
-    safe = np.where(size > 0, size, 1.0)
-    return size, products / np.outer(safe, safe)
+    residual_rms = np.sqrt(np.diag(products))
+    safe = np.where(residual_rms > 0, residual_rms, 1.0)
+    return residual_rms, products / np.outer(safe, safe)
 
 
 def _targets(labels: Labels, outputs: int) -> Floats:

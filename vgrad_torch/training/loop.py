@@ -29,7 +29,7 @@ from vgrad_torch.training.data import Dataset, Progress, batches, load
 from vgrad_torch.training.evaluation import Epoch, LossFunction, epoch_scalars, loss_function, scores
 from vgrad_torch.training.recipes import TrainConfig, hyperparameters, make_optimizer, write_config
 from vgrad_torch.training.signals import Wish
-from vgrad_torch.trials.chains import expected
+from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.verdict.diagnosis import Diagnosis, first_nonfinite
 from vgrad_torch.watching.monitor import Monitor, watch
 from vgrad_torch.watching.sample import Sample
@@ -231,7 +231,7 @@ def begin_log(monitor: Monitor, setup: Setup, config: TrainConfig, epoch: Epoch)
     monitor.writer.layout(monitor.ranks.size)
     monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epoch), first])
     monitor.writer.scalars(epoch_scalars(epoch), 0)
-    if theory := expected(setup.model, setup.data.x_train[: config.batch]):
+    if theory := predict_model(setup.model, setup.data.x_train[: config.batch]):
         monitor.writer.theory(tags, theory_columns(theory))
     monitor.losses.append(epoch.train.loss)
 

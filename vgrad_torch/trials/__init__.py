@@ -1,1 +1,1 @@
-"""What is tried on a copy of a model, before training."""
+"""Tests of a model on one batch before training: `preflight` judges the model, `what_if` tries remedies on copies."""

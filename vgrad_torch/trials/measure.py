@@ -1,4 +1,4 @@
-"""measure(): one forward and backward pass through a model, and a step of a copied optimizer, that leave no trace."""
+"""measure(): a forward and a backward pass and a step of a copied optimizer, after which the model is as before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,27 @@ from torch.optim import Optimizer
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Snapshot
-from vgrad_torch.trials.restore import untouched
+from vgrad_torch.trials.restore import restored_on_exit
 from vgrad_torch.trials.units import Units
+from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
 from vgrad_torch.watching.hooks import Layers, remove_all, select
 from vgrad_torch.watching.sample import Sample
 
 LossFunction = Callable[[Any, Any], Tensor]
+"""Maps the model's output and the batch's target to one number."""
+
+
+class Measurement(NamedTuple):
+    """What one batch shows of a model."""
+
+    snapshot: Snapshot
+    units: Units
+    loss: float
+
+    def diagnosis(self, optimizer: Optimizer | None) -> Diagnosis:
+        """The verdict for this optimizer; for SGD if it is None."""
+        name = "SGD" if optimizer is None else type(optimizer).__name__
+        return diagnose([self.snapshot], optimizer=name, losses=[self.loss])
 
 
 def measure(
@@ -30,68 +45,68 @@ def measure(
     optimizer: Optimizer | None = None,
     *,
     layers: Layers = nn.Linear,
-) -> tuple[Snapshot, Units, float]:
-    """Snapshot, units and loss of a batch; the arguments are those of `preflight`."""
-    check(model, batch, optimizer)
+) -> Measurement:
+    """Run a batch through a model; the arguments are those of `preflight`. Without optimizer no step is taken."""
+    check_arguments(model, batch, optimizer)
     watched = select(model, layers)
     sample, units = Sample(watched, histograms=False), Units(model, watched)
-    with torch.inference_mode(False), torch.enable_grad(), untouched(model), _uncompiled():
-        x, y = _copied(batch[0]), _copied(batch[1])
-        remove_all(model)  # a monitor's, which `untouched` puts back
+    with torch.inference_mode(False), torch.enable_grad(), restored_on_exit(model), _uncompiled():
+        x, y = _copy_tensors(batch[0]), _copy_tensors(batch[1])
+        remove_all(model)  # the hooks of a monitor; `restored_on_exit` puts them back
         try:
             sample.attach()
             units.attach()
-            loss = _number(loss_fn(called(model, x), y))
+            loss = _checked_loss(loss_fn(call_model(model, x), y))
             loss.backward(inputs=[p for p in model.parameters() if p.requires_grad])
-            _step(sample, optimizer)
+            _read_parameters(sample, optimizer)
         finally:
             sample.detach()
             units.detach()
-        return sample.snapshot(0), units, float(loss.detach())
+        return Measurement(sample.snapshot(0), units, float(loss.detach()))
 
 
-def called(model: nn.Module, x: Any) -> Any:
-    """The model's output for an input: a tuple is its arguments, a dict its arguments by name."""
+def call_model(model: nn.Module, x: Any) -> Any:
+    """The model's output. The entries of a tuple become arguments, those of a dict keyword arguments."""
     if isinstance(x, Mapping):
         return model(**x)
     return model(*x) if isinstance(x, tuple) else model(x)
 
 
-def calls(model: nn.Module, x: Any, modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Those of the modules that the model calls for an input, in order; the model is left as it was."""
+def call_order(model: nn.Module, x: Any, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of the given modules that the model calls for the input x, in order. The model is left as it was."""
     order: list[nn.Module] = []
-    with torch.inference_mode(False), torch.no_grad(), untouched(model), _uncompiled():
+    with torch.inference_mode(False), torch.no_grad(), restored_on_exit(model), _uncompiled():
         for module in modules:
             module.register_forward_pre_hook(lambda module, _: order.append(module))
-        called(model, _copied(x))
+        call_model(model, _copy_tensors(x))
     return order
 
 
-def check(model: object, batch: object, optimizer: object) -> None:
-    """Raise a `UsageError` where one of these is not what `preflight` can work with."""
+def check_arguments(model: object, batch: object, optimizer: object) -> None:
+    """Raise a `UsageError` for arguments that `preflight` and `what_if` cannot use."""
     if not isinstance(model, nn.Module):
-        raise UsageError(f"the model must be a torch.nn.Module, not {_kind(model)}")
+        raise UsageError(f"the model must be a torch.nn.Module, not {_describe(model)}")
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise UsageError("batch must be a pair of input and target, (x, y)")
     sizes = [tensor.numel() for tensor in _tensors(batch[0])]
     if sizes and not any(sizes):
-        raise UsageError("the batch is empty, give at least one sample")
+        raise UsageError("the batch is empty; pass at least one sample")
     parameters = list(model.parameters())
     if any(isinstance(p, UninitializedParameter) for p in parameters):
-        raise UsageError("the model has lazy layers without weights; call it once with a batch before")
+        raise UsageError("the model has lazy layers without weights; call the model once with a batch first")
     if not any(p.requires_grad for p in parameters):
-        raise UsageError("no parameter of the model requires a gradient, so there is none to look at")
+        raise UsageError("no parameter of the model requires a gradient, so there is no gradient to measure")
     if not (optimizer is None or isinstance(optimizer, Optimizer)):
-        raise UsageError(f"optimizer must be a torch optimizer or left out, not {_kind(optimizer)}")
-    if optimizer is not None and {id(p) for p in _held(optimizer)}.isdisjoint(map(id, parameters)):
-        raise UsageError("the optimizer holds no parameter of the model; give the one that trains it, or none")
+        raise UsageError(f"optimizer must be a torch optimizer or left out, not {_describe(optimizer)}")
+    if optimizer is not None and {id(p) for p in _parameters_of(optimizer)}.isdisjoint(map(id, parameters)):
+        raise UsageError("the optimizer holds no parameter of the model; pass the optimizer of this model, or none")
 
 
-def _kind(thing: object) -> str:
-    return repr(thing) if isinstance(thing, str | type) else type(thing).__name__
+def _describe(value: object) -> str:
+    return repr(value) if isinstance(value, str | type) else type(value).__name__
 
 
-def _held(optimizer: Optimizer) -> list[Tensor]:
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -103,45 +118,45 @@ def _tensors(x: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _copied(x: Any) -> Any:
-    """The same with copies of its tensors: a model that works in place on its input does not touch the batch."""
+def _copy_tensors(x: Any) -> Any:
+    """The same structure with copied tensors, because a model may change its input in place."""
     if isinstance(x, Tensor):
         return x.detach().clone().requires_grad_(x.requires_grad)
     if isinstance(x, Mapping):
-        return {key: _copied(value) for key, value in x.items()}
-    return type(x)(map(_copied, x)) if type(x) in (tuple, list) else x
+        return {key: _copy_tensors(value) for key, value in x.items()}
+    return type(x)(map(_copy_tensors, x)) if type(x) in (tuple, list) else x
 
 
-def _number(loss: Any) -> Tensor:
+def _checked_loss(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(f"loss_fn must return a tensor of one number, the mean loss of the batch, not {what}")
+        kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"loss_fn must return a tensor of one number, the mean loss of the batch, not {kind}")
     if not loss.requires_grad:
         raise UsageError("the loss does not depend on any parameter that requires a gradient; look for detach()")
     return loss.reshape(())
 
 
 def _uncompiled() -> Any:
-    """What torch.compile made runs without its graphs, in which no hook is called."""
+    """Run compiled models without their graphs, because hooks are not called inside graphs."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def _step(sample: Sample, optimizer: Optimizer | None) -> None:
-    """Read the parameters; and what a copy of the optimizer does to copies of them."""
+def _read_parameters(sample: Sample, optimizer: Optimizer | None) -> None:
+    """Read weights and their gradients, and how a step of a copy of the optimizer would change the weights."""
     if optimizer is None:
         sample.read_parameters(trained=())
         return
-    own = _held(optimizer)
-    sample.read_parameters(trained={id(p) for p in own})
-    twin = copy.deepcopy(optimizer)
-    stepped = _held(twin)
-    for parameter, after in zip(own, stepped, strict=True):
-        after.grad = None if parameter.grad is None else parameter.grad.clone()
+    parameters = _parameters_of(optimizer)
+    sample.read_parameters(trained={id(p) for p in parameters})
+    optimizer_copy = copy.deepcopy(optimizer)
+    parameter_copies = _parameters_of(optimizer_copy)
+    for parameter, duplicate in zip(parameters, parameter_copies, strict=True):
+        duplicate.grad = None if parameter.grad is None else parameter.grad.clone()
     try:
-        twin.step()
+        optimizer_copy.step()
     except Exception as error:
-        words = f"{type(error).__name__}: {error}".partition("\n")[0]
+        message = f"{type(error).__name__}: {error}".partition("\n")[0]
         name = type(optimizer).__name__
-        raise UsageError(f"preflight cannot take a step with {name} ({words}); leave the optimizer out") from error
-    places = {id(parameter): after for parameter, after in zip(own, stepped, strict=True)}
-    sample.read_update(lambda weight: places[id(weight)])
+        raise UsageError(f"preflight cannot take a step with {name} ({message}); leave the optimizer out") from error
+    copy_of = {id(parameter): duplicate for parameter, duplicate in zip(parameters, parameter_copies, strict=True)}
+    sample.read_update(lambda weight: copy_of[id(weight)])

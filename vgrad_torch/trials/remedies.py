@@ -1,4 +1,4 @@
-"""What could mend a network, as lines of code: they are tried as they stand, and shown to be copied."""
+"""Remedies for a network, as lines of code. The same lines are tried on a copy of the model and shown to the user."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from vgrad_torch.models.activations import ACTIVATIONS
 from vgrad_torch.models.initializers import INITIALIZERS
 from vgrad_torch.theory.criticality import critical_variances
 from vgrad_torch.trials.chains import activation_of
-from vgrad_torch.trials.measure import calls
+from vgrad_torch.trials.measure import call_order
 
 KINDS = ("initializer", "activation", "activation and initializer", "norm", "residual")
-"""Simplest first."""
+"""Kinds of remedies, the simplest change first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
-    """A change of a model. `code` needs `model` and, for LSUV, the batch's input `x`, and may set `model` anew.
+class Remedy:
+    """A change of a model.
 
-    `flags` are the options of `vgrad train` that do the same to a network of `build_mlp`, those to be left out with
-    None; None if none do.
+    Attributes:
+        name: what it is called in the table.
+        kind: one of `KINDS`.
+        code: Python code that uses `model` and, for LSUV, the batch's input `x`. It may assign a new `model`.
+        flags: options of `vgrad train` that make the same change to a network of `build_mlp`; None as a value means
+            that the option must be left out. None if there are no such options.
     """
 
     name: str
@@ -32,102 +36,101 @@ class Mend:
     flags: Mapping[str, str | bool | None] | None
 
 
-def mends(model: nn.Module, x: Any) -> Iterator[Mend]:
-    """All that can be done with a model as it is built; `x` is the input it is called with."""
-    plain, weights, hidden = activation_of(model) is not None, _weights(model, x), _hidden_activations(model, x)
-    yield from (Mend(name, "initializer", _IMPORT + code, _init(name)) for name, code in weights.items())
+def remedies(model: nn.Module, x: Any) -> Iterator[Remedy]:
+    """All remedies that can be applied to this model, called with the input x."""
+    initializers, hidden = _initializers(model, x), _hidden_activations(model, x)
+    for name, code in initializers.items():
+        yield Remedy(name, "initializer", _IMPORT + code, _init_flags(name))
     present = sorted({type(m).__name__ for m in hidden.values()})
-    for name, partner in (_PARTNERS if present else {}).items():
-        if present != [_class(name)]:
-            swapped = _IMPORT + _swap(model, hidden, _class(name))
-            yield Mend(name, "activation", swapped, {"act": name})
-            flags = (both := _init(partner)) and {"act": name, **both}
-            if partner in weights:
-                yield Mend(f"{name} and {partner}", "activation and initializer", swapped + weights[partner], flags)
+    for name, partner in (_ACTIVATIONS_TO_TRY if present else {}).items():
+        new = type(ACTIVATIONS[name]()).__name__
+        if present != [new]:
+            code = _IMPORT + _swap_code(model, hidden, new)
+            yield Remedy(name, "activation", code, {"act": name})
+            flags = (init_flags := _init_flags(partner)) and {"act": name, **init_flags}
+            if partner in initializers:
+                both = code + initializers[partner]
+                yield Remedy(f"{name} and {partner}", "activation and initializer", both, flags)
+    plain = activation_of(model) is not None
     if isinstance(model, nn.Sequential) and sum(isinstance(m, nn.Linear) for m in model) > 1:
         for name, norm in {"batch": "BatchNorm1d", "layer": "LayerNorm"}.items():
-            yield Mend(f"{name} norm", "norm", _IMPORT + _NORM.format(norm=norm), {"norm": name} if plain else None)
-    if plain and any(m.in_features == m.out_features for m in list(_linears(model))[:-1]):
-        yield Mend("residual", "residual", _IMPORT + _RESIDUAL, {"residual": True})
-        both_ways = _IMPORT + _NORM.format(norm="BatchNorm1d") + _RESIDUAL
-        yield Mend("residual and batch norm", "residual", both_ways, {"residual": True, "norm": "batch"})
+            yield Remedy(f"{name} norm", "norm", _IMPORT + _NORM.format(norm=norm), {"norm": name} if plain else None)
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if plain and any(m.in_features == m.out_features for m in linears[:-1]):
+        yield Remedy("residual", "residual", _IMPORT + _RESIDUAL, {"residual": True})
+        code = _IMPORT + _NORM.format(norm="BatchNorm1d") + _RESIDUAL
+        yield Remedy("residual and batch norm", "residual", code, {"residual": True, "norm": "batch"})
 
 
 def untried(model: nn.Module, x: Any) -> Iterator[str]:
-    """What cannot be tried with a model, and why; a sentence for each."""
-    if any(_computed(m) for m in model.modules()):
-        yield "No other initial weights were tried, as this model computes weights from other parameters."
+    """One sentence for each kind of remedy that cannot be tried on this model, with the reason."""
+    if any(map(_has_computed_weight, model.modules())):
+        yield "No other initial weights were tried, because the model computes weights from other parameters."
     if not _hidden_activations(model, x):
-        yield "No other activation was tried, as no known one is called, as a module of its own, before the last layer."
+        yield "No other activation was tried, because the model calls no known activation module before its last layer."
 
 
-def _computed(module: nn.Module) -> bool:
-    """Whether the weight is made anew from other parameters, as weight_norm does: to initialise it does nothing."""
+def _has_computed_weight(module: nn.Module) -> bool:
+    """Whether the weight is computed from other parameters, as by weight_norm; initialising it has no effect then."""
     return isinstance(module, _WEIGHTED) and "weight" not in dict(module.named_parameters(recurse=False))
 
 
 def _hidden_activations(model: nn.Module, x: Any) -> dict[str, nn.Module]:
-    """Names and modules of the activations that are called before the last layer; what comes after is the loss's."""
-    known = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _TYPES}
-    order = calls(model, x, {*known.values(), *(m for m in model.modules() if isinstance(m, _WEIGHTED))})
+    """Name -> activation, of those called before the last layer. Later ones belong to the loss."""
+    known = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _ACTIVATION_TYPES}
+    order = call_order(model, x, {*known.values(), *(m for m in model.modules() if isinstance(m, _WEIGHTED))})
     last = max((i for i, module in enumerate(order) if isinstance(module, _WEIGHTED)), default=0)
     return {name: m for name, m in known.items() if m in order[:last]}
 
 
-def _swap(model: nn.Module, hidden: Mapping[str, nn.Module], new: str) -> str:
-    """Code that puts another activation in the hidden ones' places, and spares the others of their types."""
+def _swap_code(model: nn.Module, hidden: Mapping[str, nn.Module], new: str) -> str:
+    """Code that replaces the hidden activations, but no others of the same types."""
     types = {type(m) for m in hidden.values()}
     modules = model.named_modules(remove_duplicate=False)
-    spared = [name for name, m in modules if type(m) in types and name not in hidden]
-    but = f" and name not in {spared}" if spared else ""
-    return _SWAP.format(old=_either(sorted(t.__name__ for t in types)), but=but, new=new)
+    others = [name for name, m in modules if type(m) in types and name not in hidden]
+    condition = f" and name not in {others}" if others else ""
+    return _SWAP.format(old=_class_or_tuple(sorted(t.__name__ for t in types)), condition=condition, new=new)
 
 
-def _init(name: str) -> dict[str, str | bool | None] | None:
+def _init_flags(name: str) -> dict[str, str | bool | None] | None:
     return {"init": name, "gain": None, "bias": None} if name in INITIALIZERS else None
 
 
-def _weights(model: nn.Module, x: Any) -> Mapping[str, str]:
-    """Initializers by name; none where weights are computed from other parameters."""
-    if any(_computed(m) for m in model.modules()):
+def _initializers(model: nn.Module, x: Any) -> Mapping[str, str]:
+    """Name -> code; empty if the model computes weights from other parameters."""
+    if any(map(_has_computed_weight, model.modules())):
         return {}
     present = sorted({type(m).__name__ for m in model.modules() if type(m) in _WEIGHTED})
-    names = {"he": "kaiming_normal_", "glorot": "xavier_uniform_", "orthogonal": "orthogonal_"}
-    loop = _EACH.format(kinds=_either(present))
-    found = {name: f"{loop}        nn.init.{function}(layer.weight)\n{_NO_BIAS}" for name, function in names.items()}
-    name = activation_of(model)
-    for variance in critical_variances(name)[-1:] if name else ():
-        found[f"weights of variance {variance:.3g} / fan-in"] = loop + _SCALE.format(variance=variance)
+    functions = {"he": "kaiming_normal_", "glorot": "xavier_uniform_", "orthogonal": "orthogonal_"}
+    loop = _EACH.format(types=_class_or_tuple(present))
+    codes = {
+        name: f"{loop}        nn.init.{function}(layer.weight)\n{_NO_BIAS}" for name, function in functions.items()
+    }
+    activation = activation_of(model)
+    for variance in critical_variances(activation)[-1:] if activation else ():
+        codes[f"weights of variance {variance:.3g} / fan-in"] = loop + _SCALE.format(variance=variance)
     arguments = "**x" if isinstance(x, Mapping) else "*x" if isinstance(x, tuple) else "x"
-    found["lsuv"] = "".join([_IMPORT_TORCH, loop, "        nn.init.orthogonal_(layer.weight)\n", _NO_BIAS,
-                             _LSUV.format(arguments=arguments)])  # fmt: skip
-    return found
+    orthogonal = loop + "        nn.init.orthogonal_(layer.weight)\n"
+    codes["lsuv"] = _IMPORT_TORCH + orthogonal + _NO_BIAS + _LSUV.format(arguments=arguments)
+    return codes
 
 
-def _linears(model: nn.Module) -> Iterator[nn.Linear]:
-    return (m for m in model.modules() if isinstance(m, nn.Linear))
+def _class_or_tuple(names: list[str]) -> str:
+    """The second argument of isinstance, as code."""
+    classes = ", ".join(f"nn.{name}" for name in names) or "nn.Linear"
+    return f"({classes})" if len(names) > 1 else classes
 
 
-def _class(name: str) -> str:
-    return type(ACTIVATIONS[name]()).__name__
-
-
-def _either(names: list[str]) -> str:
-    """A class, or a tuple of classes, for isinstance."""
-    found = ", ".join(f"nn.{name}" for name in names) or "nn.Linear"
-    return f"({found})" if len(names) > 1 else found
-
-
-_TYPES = {type(make()) for make in ACTIVATIONS.values()} - {nn.Identity}
+_ACTIVATION_TYPES = {type(make()) for make in ACTIVATIONS.values()} - {nn.Identity}
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PARTNERS = {"relu": "he", "tanh": "orthogonal", "gelu": "lsuv"}
-"""Activations to be tried, each with the initializer made for it."""
+_ACTIVATIONS_TO_TRY = {"relu": "he", "tanh": "orthogonal", "gelu": "lsuv"}
+"""Activation -> the initializer that suits it."""
 
 _IMPORT = "from torch import nn\n"
 _IMPORT_TORCH = "import torch\n"
 _EACH = """\
 for layer in model.modules():
-    if isinstance(layer, {kinds}):
+    if isinstance(layer, {types}):
 """
 _NO_BIAS = """\
         if layer.bias is not None:
@@ -138,20 +141,20 @@ _SCALE = """\
 """
 _LSUV = """\
         for attempt in range(10):  # rescale until the output, for the batch x, has a standard deviation of one
-            seen = []
-            hook = layer.register_forward_hook(lambda layer, x, output: seen.append(output.std()))
+            stds = []
+            hook = layer.register_forward_hook(lambda layer, x, output: stds.append(output.std()))
             with torch.no_grad():
                 model({arguments})
             hook.remove()
-            if not seen or not 0 < seen[0] < float("inf") or abs(seen[0] - 1) < 0.1:
+            if not stds or not 0 < stds[0] < float("inf") or abs(stds[0] - 1) < 0.1:
                 break
-            layer.weight.data /= seen[0]
+            layer.weight.data /= stds[0]
 """
 _SWAP = """\
 for name, module in list(model.named_modules(remove_duplicate=False)):
-    if isinstance(module, {old}){but}:
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, nn.{new}())
+    if isinstance(module, {old}){condition}:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.{new}())
 """
 _NORM = """\
 last = [layer for layer in model if isinstance(layer, nn.Linear)][-1]
