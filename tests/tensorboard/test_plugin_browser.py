@@ -24,7 +24,7 @@ from tests import ROOT
 from tests.support import browser, flows
 from tests.support.flows import LAYERS, typical, write
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.waterfall import waterfall
 
@@ -103,9 +103,9 @@ def tab(
     logdir = folder / "runs"
     write(logdir / "a", [(step, typical(scale)) for step, scale in SCALES.items()])
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
-    write(logdir / "a", [(0, THEORY)], tag=names.THEORY, statistics=["weight_gradient_rms"])
+    write(logdir / "a", [(0, THEORY)], tag=tags.THEORY, statistics=["weight_gradient_rms"])
     verdict = "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu."
-    flows.say(logdir / "a", names.VERDICT, verdict)
+    flows.say(logdir / "a", tags.VERDICT, verdict)
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
     plain.close()
@@ -416,7 +416,7 @@ def awkward(request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: 
     """Runs with hostile names, a malformed tensor, zeros and NaN."""
     runs = tmp_path / "runs"
     write(runs / EVIL_RUN, [(0, typical())], [EVIL_LAYER, *LAYERS[1:]])
-    flows.say(runs / EVIL_RUN, names.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
+    flows.say(runs / EVIL_RUN, tags.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
     write(runs / "malformed", [(0, np.zeros(4, "f4"))])
     write(runs / "undescribed", [(0, typical())], content=b"{}")
     holes: flows.Columns = {"weight_gradient_rms": [0.0, math.nan, 1e-3], "weight_gradient_nonfinite": [0, 0, 1]}
