@@ -192,6 +192,28 @@ def test_a_profile_is_all_quantities_of_the_latest_step_at_or_before(board: Open
             np.testing.assert_array_equal(opened.flow(name)[1]["low"][:, 0], numbers[name])
 
 
+def test_a_profile_comes_with_the_waterfall_of_its_step(board: Opened, tmp_path: Path) -> None:
+    layers = ["1-fc1-8x6", "2-2-6x4", "3-cell#2-4x2"]  # a name that is a number, and a second call
+    write(tmp_path / "a", [(0, typical()), (9, typical(3))], layers)
+    opened = board(tmp_path)
+    assert opened.series()[0]["names"] == ["fc1", "2", "cell#2"]
+    times = "\N{MULTIPLICATION SIGN}"
+    for step in (0, 9):
+        waterfall = opened.unpack("profile", run="a", tag="gradient_flow", step=step)[0]["waterfall"]
+        assert waterfall["text"].startswith("fc1 receives 2e-4 of the gradient that cell#2 receives ")
+        bars = [(bar["kind"], bar["start"], bar["end"], bar["number"], bar["tip"]) for bar in waterfall["bars"]]
+        assert bars == [
+            ("weight", 2, 2, f"{times}0.1", f"weights of cell#2: {times}0.1"),
+            ("activation", 2, 1, f"{times}0.1", f"activation between layer 2 and cell#2: {times}0.1"),
+            ("weight", 1, 1, f"{times}0.2", f"weights of layer 2: {times}0.2"),
+            ("activation", 1, 0, f"{times}0.1", f"activation between fc1 and layer 2: {times}0.1"),
+        ]
+        levels = [1, 0.1, 0.01, 0.002, 0.0002]
+        assert [bar["before"] for bar in waterfall["bars"]] == pytest.approx(levels[:-1], rel=1e-5)
+        assert [bar["after"] for bar in waterfall["bars"]] == pytest.approx(levels[1:], rel=1e-5)
+        assert waterfall["levels"] == [[2, 1], [1, pytest.approx(0.01)], [0, pytest.approx(2e-4)]]
+
+
 def test_zeros_nonfinite_and_missing_are_told_apart(board: Opened, tmp_path: Path) -> None:
     columns: flows.Columns = {
         "weight_gradient_rms": [0.0, 1e-45, 1.0], "weight_gradient_nonfinite": [0, 0, 2],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +141,6 @@ def _thinned(samples: list[Sample]) -> list[Sample]:
     return kept if kept[-1] is samples[-1] else [*kept, samples[-1]]
 
 
-_TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
-
-
 def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snapshot:
     paths = [tags.COLUMNS.get(column) for column in sample.axes.statistics]
     rows = make_ndarray(sample.tensor).astype(np.float64)
@@ -160,7 +156,7 @@ def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snap
 
 def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
     """A layer from its row. What `vgrad train` trains are `Linear` layers; of others the kind is not in the file."""
-    number, name, call, size = _parts(tag)
+    number, name, call, size = tags.parse_layer(tag)
     fan_in, fan_out = map(int, size.split("x")) if size else (0, 0)
     counts = {quantity: sample.counts.get(tags.layer_tag(x, tag)) for x, quantity in tags.LAYER_HISTOGRAMS.items()}
     weights = counts["weight"] or fan_in * fan_out
@@ -177,18 +173,6 @@ def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, b
         update_rms=None if math.isnan(update) else update,
         activation_gain=None if math.isnan(gain) else gain,
     )  # fmt: skip
-
-
-def _parts(tag: str) -> tuple[int, str, int, str]:
-    """Number, name, call and size of a layer's tag.
-
-    >>> _parts("1-fc1-784x512"), _parts("2-head"), _parts("3-cell#2-8x8"), _parts("1-8x8")
-    ((1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8'))
-    """
-    match = _TAG.fullmatch(tag)
-    if match is None:
-        return 0, tag, 1, ""
-    return int(match[1]), match[2] or "", int(match[3] or 1), match[4] or ""
 
 
 def _stats(numbers: Mapping[str, float], quantity: str, count: int, histogram: Histogram | None = None) -> Stats | None:

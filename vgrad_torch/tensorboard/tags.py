@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,12 +91,45 @@ COLUMNS = {path.replace(".", "_"): path for path in _PATHS}
 """Column of the gradient_flow tensor -> path of its value in a `LayerSnapshot`, see `layer_values`."""
 
 
-# --- tags of one layer, rank, step or run --------------------------------------------------------------------------
+# --- tags of one layer, rank, step or set of layers ----------------------------------------------------------------
+
+_LAYER_TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
 
 
 def layer_tag(group: str, layer: str) -> str:
     """`gradient/1-fc1-784x512`: a name from this module, then the layer's. TensorBoard groups by the first part."""
     return f"{group}/{layer}"
+
+
+class LayerTag(NamedTuple):
+    """The parts of a layer's own tag, such as `3-cell#2-8x8`; see `LayerSnapshot.tag`."""
+
+    number: int
+    name: str
+    call: int
+    size: str
+
+
+def parse_layer(layer: str) -> LayerTag:
+    """Number, name, call and size of a layer from its tag.
+
+    >>> [tuple(parse_layer(tag)) for tag in ("1-fc1-784x512", "2-head", "3-cell#2-8x8", "1-8x8")]
+    [(1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8')]
+    """
+    match = _LAYER_TAG.fullmatch(layer)
+    if match is None:
+        return LayerTag(0, layer, 1, "")
+    return LayerTag(int(match[1]), match[2] or "", int(match[3] or 1), match[4] or "")
+
+
+def layer_label(layer: str) -> str:
+    """The layer's name and call from its tag; the tag itself where it has no name.
+
+    >>> layer_label("1-fc1-784x512"), layer_label("3-cell#2-8x8"), layer_label("1-8x8")
+    ('fc1', 'cell#2', '1-8x8')
+    """
+    _, name, call, _ = parse_layer(layer)
+    return (name if call == 1 else f"{name}#{call}") or layer
 
 
 def rank_tag(layer: str, rank: int) -> str:
