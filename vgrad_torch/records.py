@@ -227,7 +227,7 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def with_activation_gains(layers: Sequence[LayerSnapshot]) -> Iterator[LayerSnapshot]:
     """Fill in `activation_gain`: RMS(output gradient) of a layer over RMS(input gradient) of the one above it."""
-    for layer, above in zip(layers, [*layers[1:], None], strict=True):
+    for layer, above in zip(layers, [*layers, None][1:], strict=True):
         handed_down = None if above is None else _rms(above.input_gradient)
         gain = _ratio(_rms(layer.output_gradient), handed_down)
         yield layer if gain == layer.activation_gain else replace(layer, activation_gain=gain)

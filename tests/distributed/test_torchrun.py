@@ -22,7 +22,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from tests import ROOT
 from vgrad_torch.cli.parser import main
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -56,11 +56,11 @@ def assert_same_log(runs: Path, alone: dict[str, Any]) -> None:
     """The log of two processes is that of one, and has a line for each rank in the first layer."""
     found = logged(runs)
     assert set(found) - set(alone) == {f"output_gradient_log10_rms_rank/1-fc1-64x512-rank{rank}" for rank in (0, 1)}
-    sizes = [column for column, name in enumerate(names.COLUMNS) if not name.endswith("_mean")]  # some are rounding
-    for tag in (names.LOSS_TRAIN, names.LOSS_VALIDATION, names.PLUGIN_NAME):
+    sizes = [column for column, name in enumerate(tags.COLUMNS) if not name.endswith("_mean")]  # some are rounding
+    for tag in (tags.LOSS_TRAIN, tags.LOSS_VALIDATION, tags.PLUGIN_NAME):
         assert len(found[tag]) == len(alone[tag]) > 1
         one, other = (np.array(values[tag]) for values in (found, alone))
-        if tag == names.PLUGIN_NAME:
+        if tag == tags.PLUGIN_NAME:
             one, other = one[..., sizes], other[..., sizes]
         np.testing.assert_allclose(one, other, rtol=1e-4)
 
@@ -242,6 +242,6 @@ def test_a_restart_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     assert "epoch 12/12" in rest
     one, other = logged(tmp_path / "killed"), logged(tmp_path / "alone")
-    assert len(one[names.LOSS_TRAIN]) == 13
-    np.testing.assert_allclose(one[names.LOSS_TRAIN], other[names.LOSS_TRAIN], rtol=1e-5)
-    assert len(one[names.PLUGIN_NAME]) == 12
+    assert len(one[tags.LOSS_TRAIN]) == 13
+    np.testing.assert_allclose(one[tags.LOSS_TRAIN], other[tags.LOSS_TRAIN], rtol=1e-5)
+    assert len(one[tags.PLUGIN_NAME]) == 12

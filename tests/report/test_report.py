@@ -25,7 +25,7 @@ from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.report.report import diagnosed, report
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.runlog import read
 from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
 from vgrad_torch.training import loop as training
@@ -82,10 +82,9 @@ def assert_same(found: LayerSnapshot, seen: LayerSnapshot) -> None:
     assert (found.number, found.name, found.kind, found.size, found.call) == (
         seen.number, seen.name, seen.kind, seen.size, seen.call,
     )  # fmt: skip
-    for path in names.COLUMNS.values():
-        assert names.number(found, path) == pytest.approx(names.number(seen, path), rel=1e-6, nan_ok=True), path
-    for ratio in ("weight_gain", "update_ratio"):
-        assert names.number(found, ratio) == pytest.approx(names.number(seen, ratio), rel=1e-6, nan_ok=True)
+    paths = (*tags.COLUMNS.values(), "weight_gain", "update_ratio")
+    for path, mine, theirs in zip(paths, tags.layer_values(found, paths), tags.layer_values(seen, paths), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6, nan_ok=True), path
     for quantity in ("weight", "weight_gradient", "output", "output_gradient", "input_gradient"):
         mine, theirs = getattr(found, quantity), getattr(seen, quantity)
         assert (mine is None) == (theirs is None)
@@ -99,7 +98,7 @@ def test_a_run_is_read_back_as_it_was_seen(trained: training.Result) -> None:
     for found, seen in zip(run.history, history, strict=True):
         for mine, theirs in zip(found.layers, seen.layers, strict=True):
             assert_same(mine, theirs)
-    losses = dict(run.scalars[names.LOSS_TRAIN])
+    losses = dict(run.scalars[tags.LOSS_TRAIN])
     assert losses == pytest.approx({epoch.step: epoch.train.loss for epoch in trained.epochs})
     assert (run.config["act"], run.notes, run.samples) == ("sigmoid", (), 4)
 
@@ -130,17 +129,17 @@ def test_a_verdict_that_the_run_wrote_is_shown_as_it_is(trained: training.Result
     written = replace(trained.monitor.diagnose(), because="the run says so")
     for number, text in enumerate((written.markdown(), str(written), f"{written.markdown()}\n\nAnd more.")):
         folder = copied(trained.folder, tmp_path / str(number))
-        say(folder, names.VERDICT, text)
+        say(folder, tags.VERDICT, text)
         found = report(folder).verdict
         assert (found.word, found.logged) == ("vanishing", True)
         assert found.paragraph == written.paragraph() + (" And more." if number == 2 else "")
-    say(folder, names.VERDICT, "All is well, I think.")
+    say(folder, tags.VERDICT, "All is well, I think.")
     assert report(folder).verdict.word == ""
     assert report(folder).verdict.paragraph == "All is well, I think."
 
 
 def test_a_verdict_older_than_the_newest_sample_is_not_shown(tmp_path: Path) -> None:
-    say(tmp_path, names.VERDICT, "**exploding**: long ago")
+    say(tmp_path, tags.VERDICT, "**exploding**: long ago")
     watched(tmp_path)
     assert report(tmp_path).verdict.word == "healthy"
 
@@ -190,7 +189,7 @@ def test_a_resumed_run_goes_on_and_what_an_earlier_one_left_is_dropped(tmp_path:
         file.rename(tmp_path / f"events.out.tfevents.1700000000.host.77.{number}")
     run = read(tmp_path)
     assert [s.step for s in run.history] == list(range(0, 80, 10))
-    rms = [names.number(s.layers[0], "weight_gradient.rms") for s in run.history]
+    rms = [s.layers[0].weight_gradient.rms for s in run.history if s.layers[0].weight_gradient]
     assert rms == pytest.approx([1e-7] * 5 + [2e-7] * 3)
     assert run.notes == ("5 samples of an earlier run into the same folder are left out.",)
 
@@ -435,7 +434,7 @@ def test_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     layers = (f"1-{evil}-8x6", "2-$x_{-6x4", "3-</style><script>-4x2")
     write(folder, [(0, typical()), (10, typical())], layers=layers)
     (folder / "config.json").write_text(json.dumps({"<b>": "<i>&amp;"}))
-    say(folder, names.FIRST_NONFINITE, "<script>alert(2)</script>")
+    say(folder, tags.FIRST_NONFINITE, "<script>alert(2)</script>")
     assert main(["report", str(folder)]) == 0
     assert main(["compare", str(folder), str(folder), "--out", str(tmp_path / "c.html")]) == 0
     for page in ((folder / "report.html").read_text(), (tmp_path / "c.html").read_text()):

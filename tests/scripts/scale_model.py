@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.watching import hooks
 from vgrad_torch.watching import statistics as stats
@@ -135,7 +135,7 @@ def logged(joined: Snapshot, *, histograms: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
         writer, sizes = Writer(folder), []
         for step in (0, 1):
-            writer.snapshot(replace(joined, step=step), histograms=histograms, scalars={names.COST: 0.01})
+            writer.snapshot(replace(joined, step=step), histograms=histograms, scalars={tags.COST: 0.01})
             sizes.append(_size_of(folder))
         writer.close()
     return sizes[1] - sizes[0]

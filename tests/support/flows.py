@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer, _metadata, _value
 
 LAYERS = ("1-fc1-8x6", "2-fc2-6x4", "3-fc3-4x2")
-STATISTICS = tuple(names.COLUMNS)
+STATISTICS = tuple(tags.COLUMNS)
 Table = npt.NDArray[np.float32]
 Columns = dict[str, Sequence[float]]
 
@@ -44,13 +44,13 @@ def write(
     folder: Path,
     points: Iterable[tuple[int, npt.NDArray[np.generic]]],
     layers: Sequence[str] = LAYERS,
-    tag: str = names.PLUGIN_NAME,
+    tag: str = tags.PLUGIN_NAME,
     content: bytes | None = None,
     statistics: Sequence[str] = STATISTICS,
 ) -> None:
     """Write (step, tensor) as one tag of ours."""
     writer = Writer(folder)
-    metadata = _metadata(names.PLUGIN_NAME, names.encode(layers, statistics) if content is None else content)
+    metadata = _metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, statistics) if content is None else content)
     for step, tensor in points:
         writer._add([_value(tag, tensor, metadata)], step)
     writer.close()

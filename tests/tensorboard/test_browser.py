@@ -24,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from tests.support import browser
 from vgrad_torch.records import LayerSnapshot
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import LOG_EXPONENTS
 from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
@@ -35,8 +35,8 @@ Floats = npt.NDArray[np.float64]
 ACTIVATIONS = ("sigmoid", "relu")
 LAYERS = ["1-fc1-64x512", "2-fc2-512x256", "3-fc3-256x128", "4-fc4-128x64", "5-fc5-64x32", "6-fc6-32x16", "7-fc7-16x10"]
 EPOCH_TAGS = ["accuracy/train", "accuracy/validation", "loss/train", "loss/validation"]
-SCALAR_TAGS = [names.COST, *EPOCH_TAGS, *(f"{group}/{layer}" for group in names.LAYER_SCALARS for layer in LAYERS)]
-HISTOGRAMS = (*names.LAYER_HISTOGRAMS, names.GRADIENT_LOG10)
+SCALAR_TAGS = [tags.COST, *EPOCH_TAGS, *(f"{group}/{layer}" for group in tags.LAYER_SCALARS for layer in LAYERS)]
+HISTOGRAMS = (*tags.LAYER_HISTOGRAMS, tags.GRADIENT_LOG10)
 PROFILE = "depth_profile/step_000000"
 SERVERS = {"rust": [], "python": ["--load_fast=false"]}  # the two programs that can read the files for TensorBoard
 PAGE_OF_CARDS = 12  # that many of a group are drawn until asked for more
@@ -76,7 +76,7 @@ def test_scalars_of_the_event_file_are_the_history(runs: Runs, act: str) -> None
     snapshots = list(result.monitor.history)
     assert len(snapshots) == 7
     assert [layer.tag for layer in snapshots[0].layers] == LAYERS
-    for group, path in names.LAYER_SCALARS.items():
+    for group, path in tags.LAYER_SCALARS.items():
         for place, tag in enumerate(LAYERS):
             exact = [number(snapshot.layers[place], path) for snapshot in snapshots]
             exact = [math.log10(value) for value in exact] if "log10" in group else exact
@@ -99,13 +99,13 @@ def test_epochs_of_the_event_file_are_the_results(runs: Runs, act: str) -> None:
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_gradient_flow_of_the_event_file_is_the_history(runs: Runs, act: str) -> None:
     log, history = read(runs[act]), runs[act].monitor.history
-    axes = names.decode(log.SummaryMetadata("gradient_flow").plugin_data.content)
+    axes = tags.decode_axes(log.SummaryMetadata("gradient_flow").plugin_data.content)
     assert axes.layers == LAYERS
-    assert set(axes.statistics) == set(names.COLUMNS)
+    assert set(axes.statistics) == set(tags.COLUMNS)
     points = log.Tensors("gradient_flow")
     assert [(point.step, point.wall_time) for point in points] == [(x.step, x.wall_time) for x in history]
     for point, snapshot in zip(points, history, strict=True):
-        exact = [[number(layer, names.COLUMNS[column]) for column in axes.statistics] for layer in snapshot.layers]
+        exact = [[number(layer, tags.COLUMNS[column]) for column in axes.statistics] for layer in snapshot.layers]
         np.testing.assert_array_equal(make_ndarray(point.tensor_proto), np.array(exact, "f4"))
 
 
@@ -113,7 +113,7 @@ def test_gradient_flow_of_the_event_file_is_the_history(runs: Runs, act: str) ->
 def test_histograms_of_the_event_file_are_the_history(runs: Runs, act: str) -> None:
     log, history = read(runs[act]), runs[act].monitor.history
     for place, tag in enumerate(LAYERS):
-        for group, quantity in names.LAYER_HISTOGRAMS.items():
+        for group, quantity in tags.LAYER_HISTOGRAMS.items():
             points = log.Tensors(f"{group}/{tag}")
             assert [point.step for point in points] == history.steps
             for point, snapshot in zip(points, history, strict=True):
@@ -128,11 +128,11 @@ def test_histograms_of_the_event_file_are_the_history(runs: Runs, act: str) -> N
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_depth_profiles_of_the_event_file_are_the_history(runs: Runs, act: str) -> None:
     log, history = read(runs[act]), runs[act].monitor.history
-    snapshots = {names.depth_profile_tag(snapshot.step): snapshot for snapshot in history}
-    tags = profiles(log)
-    assert len(tags) > 2
-    assert tags[0] == PROFILE
-    for tag in tags:
+    snapshots = {tags.depth_profile_tag(snapshot.step): snapshot for snapshot in history}
+    found = profiles(log)
+    assert len(found) > 2
+    assert found[0] == PROFILE
+    for tag in found:
         points = log.Tensors(tag)
         assert [point.step for point in points] == [1, 2, 3, 4, 5, 6, 7]
         for point, layer in zip(points, snapshots[tag].layers, strict=True):
@@ -179,10 +179,10 @@ def page(
 def wait_until_loaded(address: str, result: training.Result) -> None:
     """The last epoch's scalars are near the end of the file."""
     run, last = result.folder.name, "loss/train"
-    tags = browser.eventually(
-        lambda: browser.fetch(f"{address}data/plugin/scalars/tags").get(run, {}), lambda tags: last in tags
+    listed = browser.eventually(
+        lambda: browser.fetch(f"{address}data/plugin/scalars/tags").get(run, {}), lambda listed: last in listed
     )
-    assert last in tags
+    assert last in listed
     query = urlencode({"run": run, "tag": last})
     count = len(result.epochs)
     points = browser.eventually(
@@ -195,9 +195,9 @@ def run_names(runs: Runs) -> list[str]:
     return sorted(result.folder.name for result in runs.values())
 
 
-def groups_of(tags: list[str], cards_per_tag: int = 1) -> list[str]:
+def groups_of(names: list[str], cards_per_tag: int = 1) -> list[str]:
     """What the headings say: `gradient_mean 7`, of a single card `watch`."""
-    groups = [tag.partition("/")[0] for tag in tags]
+    groups = [name.partition("/")[0] for name in names]
     counts = {group: groups.count(group) * cards_per_tag for group in groups}
     return sorted(f"{group} {count}" if count > 1 else group for group, count in counts.items())
 
@@ -368,7 +368,7 @@ def test_hparams_tab_has_a_row_for_each_run(page: browser.Page, runs: Runs) -> N
 def test_custom_scalars_tab_draws_all_layers_in_one_chart(page: browser.Page) -> None:
     page.open("custom_scalars")
     card, lines = "tf-custom-scalar-multi-line-chart-card", ".line-plot:not(.ghost) path.line"
-    expected = {"loss": 4, "accuracy": 4, **dict.fromkeys(names.LAYER_SCALARS, 2 * len(LAYERS))}
+    expected = {"loss": 4, "accuracy": 4, **dict.fromkeys(tags.LAYER_SCALARS, 2 * len(LAYERS))}
 
     def drawn(cards: Any) -> dict[str, int]:
         return {card["tag"]: sum(map(is_drawn, card["shapes"])) for card in cards}

@@ -29,7 +29,7 @@ from werkzeug.test import Client, TestResponse
 from tests import ROOT
 from tests.support import flows
 from tests.support.flows import LAYERS, table, typical, write
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.plugin import flow, loader, reader
 from vgrad_torch.tensorboard.plugin.routes import STATIC, GradientFlow
 
@@ -40,7 +40,7 @@ class Board:
     """The plugin over one log folder, and what it answers."""
 
     def __init__(self, provider: Any, limit: int | None = 0, **static: Path) -> None:
-        made = base_plugin.TBContext(data_provider=provider, sampling_hints={names.PLUGIN_NAME: limit})
+        made = base_plugin.TBContext(data_provider=provider, sampling_hints={tags.PLUGIN_NAME: limit})
         self._apps = GradientFlow(made, **static).get_plugin_apps()
 
     def get(self, route: str, **query: object) -> TestResponse:
@@ -76,7 +76,7 @@ def unpack(content: bytes) -> tuple[dict[str, Any], Numbers]:
 
 
 def python_server(logdir: Path) -> Any:
-    multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={names.PLUGIN_NAME: 0})
+    multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={tags.PLUGIN_NAME: 0})
     multiplexer.AddRunsFromDirectory(str(logdir))
     multiplexer.Reload()
     return data_provider.MultiplexerDataProvider(multiplexer, str(logdir))
@@ -87,7 +87,7 @@ def rust_server(logdir: Path, work: Path) -> Iterator[Any]:
     port = work / "port"
     command = [
         server_ingester.get_server_binary().path, f"--logdir={logdir}", "--reload=once", "--port=0",
-        f"--port-file={port}", f"--samples-per-plugin={names.PLUGIN_NAME}=all",
+        f"--port-file={port}", f"--samples-per-plugin={tags.PLUGIN_NAME}=all",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
@@ -113,9 +113,9 @@ def eventually(good: Callable[[], bool]) -> bool:
 def listing(provider: Any) -> Any:
     found = [
         provider.list_tensors(context.RequestContext(), experiment_id="", plugin_name=name)
-        for name in (names.PLUGIN_NAME, "text")
+        for name in (tags.PLUGIN_NAME, "text")
     ]
-    return [{run: {tag: x.max_step for tag, x in tags.items()} for run, tags in runs.items()} for runs in found]
+    return [{run: {tag: x.max_step for tag, x in listed.items()} for run, listed in runs.items()} for runs in found]
 
 
 @pytest.fixture(params=["python", "rust"])
@@ -140,7 +140,7 @@ Opened = Callable[..., Board]
 def test_series_are_listed_with_their_layers_and_notes(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "b", [(0, typical())])
     write(tmp_path / "a", [(0, typical()), (7, typical())])
-    flows.say(tmp_path / "a", names.VERDICT, "vanishing: **fc1**")
+    flows.say(tmp_path / "a", tags.VERDICT, "vanishing: **fc1**")
     flows.say(tmp_path / "a", "other", "not ours")
     first, second = board(tmp_path).series()
     assert (first["run"], first["tag"], first["layers"]) == ("a", "gradient_flow", list(LAYERS))
@@ -150,7 +150,7 @@ def test_series_are_listed_with_their_layers_and_notes(board: Opened, tmp_path: 
 
 
 def test_without_data_the_list_is_empty(board: Opened, tmp_path: Path) -> None:
-    flows.say(tmp_path / "a", names.VERDICT, "healthy")
+    flows.say(tmp_path / "a", tags.VERDICT, "healthy")
     assert board(tmp_path).series() == []
 
 
@@ -192,6 +192,28 @@ def test_a_profile_is_all_quantities_of_the_latest_step_at_or_before(board: Open
             np.testing.assert_array_equal(opened.flow(name)[1]["low"][:, 0], numbers[name])
 
 
+def test_a_profile_comes_with_the_waterfall_of_its_step(board: Opened, tmp_path: Path) -> None:
+    layers = ["1-fc1-8x6", "2-2-6x4", "3-cell#2-4x2"]  # a name that is a number, and a second call
+    write(tmp_path / "a", [(0, typical()), (9, typical(3))], layers)
+    opened = board(tmp_path)
+    assert opened.series()[0]["names"] == ["fc1", "2", "cell#2"]
+    times = "\N{MULTIPLICATION SIGN}"
+    for step in (0, 9):
+        waterfall = opened.unpack("profile", run="a", tag="gradient_flow", step=step)[0]["waterfall"]
+        assert waterfall["text"].startswith("fc1 receives 2e-4 of the gradient that cell#2 receives ")
+        bars = [(bar["kind"], bar["start"], bar["end"], bar["number"], bar["tip"]) for bar in waterfall["bars"]]
+        assert bars == [
+            ("weight", 2, 2, f"{times}0.1", f"weights of cell#2: {times}0.1"),
+            ("activation", 2, 1, f"{times}0.1", f"activation between layer 2 and cell#2: {times}0.1"),
+            ("weight", 1, 1, f"{times}0.2", f"weights of layer 2: {times}0.2"),
+            ("activation", 1, 0, f"{times}0.1", f"activation between fc1 and layer 2: {times}0.1"),
+        ]
+        levels = [1, 0.1, 0.01, 0.002, 0.0002]
+        assert [bar["before"] for bar in waterfall["bars"]] == pytest.approx(levels[:-1], rel=1e-5)
+        assert [bar["after"] for bar in waterfall["bars"]] == pytest.approx(levels[1:], rel=1e-5)
+        assert waterfall["levels"] == [[2, 1], [1, pytest.approx(0.01)], [0, pytest.approx(2e-4)]]
+
+
 def test_zeros_nonfinite_and_missing_are_told_apart(board: Opened, tmp_path: Path) -> None:
     columns: flows.Columns = {
         "weight_gradient_rms": [0.0, 1e-45, 1.0], "weight_gradient_nonfinite": [0, 0, 2],
@@ -226,8 +248,8 @@ def test_a_run_without_layers_is_empty_not_broken(board: Opened, tmp_path: Path)
 def test_theory_of_the_same_layers_comes_with_the_profile(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical()), (9, typical())])
     for tag, layers, step, value in (
-        (names.THEORY, LAYERS[:2], 0, 5.0),
-        (f"{names.THEORY}_2", LAYERS, 5, 7.0),
+        (tags.THEORY, LAYERS[:2], 0, 5.0),
+        (f"{tags.THEORY}_2", LAYERS, 5, 7.0),
     ):
         tensor = np.full((len(layers), 1), value, "f4")
         write(tmp_path / "a", [(step, tensor)], layers, tag, statistics=["output_gradient_rms"])
@@ -240,7 +262,7 @@ def test_theory_of_the_same_layers_comes_with_the_profile(board: Opened, tmp_pat
 
 def test_a_theory_that_does_not_fit_is_left_out_and_said(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical())])
-    write(tmp_path / "a", [(0, np.ones((3, 2), "f4"))], LAYERS, names.THEORY, statistics=["output_rms"])
+    write(tmp_path / "a", [(0, np.ones((3, 2), "f4"))], LAYERS, tags.THEORY, statistics=["output_rms"])
     head, numbers = board(tmp_path).unpack("profile", run="a", tag="gradient_flow", step=0)
     assert head["problem"].startswith("the theory's line is left out: the tensor of step 0 is float32 of shape [3, 2]")
     assert not any(name.startswith("theory") for name in numbers)
@@ -263,7 +285,7 @@ def long_run(steps: int = LONG) -> list[tuple[int, np.ndarray]]:
     return points
 
 
-names_of = list(names.COLUMNS)
+names_of = list(tags.COLUMNS)
 
 
 def test_thinning_keeps_every_extreme(board: Opened, tmp_path: Path) -> None:
@@ -313,14 +335,14 @@ def test_what_tensorboard_keeps_back_is_told(tmp_path: Path) -> None:
 
 def test_a_run_too_large_for_one_message_is_thinned_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a", [(i, typical()) for i in range(50)])
-    monkeypatch.setattr(reader, "MESSAGE", 7 * (4 * len(LAYERS) * len(names.COLUMNS) + 64))
+    monkeypatch.setattr(reader, "MESSAGE", 7 * (4 * len(LAYERS) * len(tags.COLUMNS) + 64))
     head, _ = Board(python_server(tmp_path)).flow()
     assert (head["samples"], head["thinned"]) == (7, True)
 
 
 def test_a_run_still_written_is_read_again(tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical())])
-    multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={names.PLUGIN_NAME: 0})
+    multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={tags.PLUGIN_NAME: 0})
     opened = Board(data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path)))
     found = []
     for step in (1, 2):

@@ -24,7 +24,7 @@ from tests import ROOT
 from tests.support import browser, flows
 from tests.support.flows import LAYERS, typical, write
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.waterfall import waterfall
 
@@ -103,9 +103,9 @@ def tab(
     logdir = folder / "runs"
     write(logdir / "a", [(step, typical(scale)) for step, scale in SCALES.items()])
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
-    write(logdir / "a", [(0, THEORY)], tag=names.THEORY, statistics=["weight_gradient_rms"])
+    write(logdir / "a", [(0, THEORY)], tag=tags.THEORY, statistics=["weight_gradient_rms"])
     verdict = "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu."
-    flows.say(logdir / "a", names.VERDICT, verdict)
+    flows.say(logdir / "a", tags.VERDICT, verdict)
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
     plain.close()
@@ -229,16 +229,16 @@ def test_theory_is_a_dashed_line_through_its_own_numbers(tab: Tab) -> None:
     ticks = dict(tab.ask("return all('#profile .tick').map(t => [text(t), Number(t.getAttribute('y'))])"))
     heights = [float(y) for y in re.findall(r",([\d.]+)", line[1])]
     assert heights == pytest.approx([ticks["1e-7"], ticks["1e-6"], ticks["1e-5"]], abs=0.1)
-    assert tab.ask("return texts('#profile .muted')[0]").endswith("dashed: theory, before training.")
+    assert tab.ask("return texts('#profile .muted')[0]").endswith("Dashed: theory, before training.")
     tab.find("input[value=weight]").click()
     assert tab.wait("return all('#profile path.theory').length", lambda count: count == 0) == 0
 
 
-def verdicts_shares(og: Sequence[float | None], ig: Sequence[float | None]) -> dict[str, float]:
-    """What the verdict says of the same gradients: the share of each kind of factor in the weakening."""
+def verdicts_shares(og: Sequence[float], ig: Sequence[float]) -> dict[str, float]:
+    """The share of each kind of factor in the decrease, as the verdict computes it from the same gradients."""
 
-    def seen(rms: float | None) -> Stats | None:
-        return None if rms is None or math.isnan(rms) else Stats(1, 0, 0, rms, 0.0, rms, rms)
+    def seen(rms: float) -> Stats | None:
+        return None if math.isnan(rms) else Stats(1, 0, 0, rms, 0.0, rms, rms)
 
     layers = [
         LayerSnapshot(i, name, "Linear", "2x2", output_gradient=seen(out), input_gradient=seen(into))
@@ -253,14 +253,13 @@ def verdicts_shares(og: Sequence[float | None], ig: Sequence[float | None]) -> d
 
 
 @pytest.mark.parametrize("case", ["both take", "weights give", "one weight gives"])
-def test_the_tab_is_to_say_what_the_verdict_says(case: str) -> None:
-    of_case: Any = WORDS[case]
-    og, ig, _, sentence = of_case
+def test_the_shares_of_the_tab_are_those_of_the_verdict(case: str) -> None:
+    og, ig, _, sentence = WATERFALLS[case]
     shares = sorted(verdicts_shares(og, ig).values(), reverse=True)
     assert re.findall(r"\d+ %", sentence) == [f"{100 * share:.0f} %" for share in shares]
 
 
-def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
+def test_the_waterfall_shows_each_factor_and_its_share(tab: Tab) -> None:
     tab.open()
     words = tab.words()
     assert set(words) == {"a", "b"}
@@ -270,60 +269,63 @@ def test_the_waterfall_says_who_took_the_gradient(tab: Tab) -> None:
     assert weights + activations == pytest.approx(math.log10(og[0] / og[2]))
     share = round(100 * verdicts_shares(og, ig)["activation"])
     assert words["a"] == (
-        f"The gradient reaching fc1 is 2e-4 of that at fc3 "
+        "fc1 receives 2e-4 of the gradient that fc3 receives "
         f"(weights {TIMES}{10**weights:.2g}, activations {TIMES}{10**activations:.2g}). "
-        f"{share} % of the weakening is the activations' slope, {100 - share} % the weights."
+        f"Share of this decrease: activations {share} %, weights {100 - share} %."
     )
     bars = tab.ask("""
         return all('#waterfalls .card')[0] && all('rect.factor', all('#waterfalls .card')[0])
             .map(bar => [bar.className.baseVal, Number(bar.getAttribute('height'))])""")
     ticks = tab.ask("return all('.tick', all('#waterfalls .card')[0]).map(t => Number(t.getAttribute('y')))")
     decade = ticks[0] - ticks[1]
-    factors = [("weights", 0.1), ("activations", 0.1), ("weights", 0.2), ("activations", 0.1)]
+    factors = [("weight", 0.1), ("activation", 0.1), ("weight", 0.2), ("activation", 0.1)]
     assert [kind for kind, _ in bars] == [f"factor {kind}" for kind, _ in factors]
     assert [height / decade for _, height in bars] == pytest.approx([-math.log10(f) for _, f in factors], abs=0.02)
 
 
 NAMES = ["fc1", "fc2", "fc3"]
-LIKE = "The gradient reaching fc1 is {} that at fc3 ({})."
-WORDS = {
-    "both take": ([1e-4, 1e-2, 1], [None, 1e-3, 1e-1], LIKE.format("1e-4 of", "weights *0.01, activations *0.01"),
-                  "50 % of the weakening is the weights, 50 % the activations' slope."),
-    "weights give": ([1e-4, 1e-2, 1], [None, 0.1, 10], LIKE.format("1e-4 of", "weights *100, activations *1e-6"),
-                     "100 % of the weakening is the activations' slope, 0 % the weights."),
-    "one weight gives": ([1e-4, 1e-2, 1], [None, 1e-3, 10], LIKE.format("1e-4 of", "weights *1, activations *1e-4"),
-                         "80 % of the weakening is the activations' slope, 20 % the weights."),
-    "both give": ([100, 10, 1], [None, 50, 5], LIKE.format("100 times", "weights *25, activations *4"),
-                  "70 % of the strengthening is the weights, 30 % the activations' slope."),
-    "hardly": ([0.8, 1, 1], [None, 1, 1], LIKE.format("0.8 of", "weights *1, activations *0.8"),
-               "It hardly changes on its way."),
-    "a hole": ([1e-4, None, 1], [None, None, 0.1], LIKE.format("1e-4 of", "not split *1e-4"),
-               "Input gradients are missing, so it is not told who did it."),
-    "half known": ([1e-4, 1e-2, 1], [None, None, 0.1],
-                   LIKE.format("1e-4 of", "weights *0.1, activations *0.1, not split *0.01"),
-                   "50 % of the weakening is not told apart, 25 % the weights, 25 % the activations' slope."),
-    "zero": ([0, 0, 1], [None, 0, 0], "At fc2 the gradient is exactly zero; nothing passes it on its way down.", ""),
-    "infinite": ([1, "Infinity", 1], [None, 1, 1],
-                 "The gradient of fc2 holds NaN or infinities; from there on there are no factors.", ""),
-    "the last is infinite": ([1, 1, "Infinity"], [None, 1, 1],
-                             "The gradient of fc3 holds NaN or infinities; from there on there are no factors.", ""),
-    "one": ([None, 1, None], [None] * 3, "Only fc2 has an output gradient: nothing to compare.", ""),
-    "none": ([None] * 3, [None] * 3, "No output gradients were measured at this step.", ""),
+RECEIVES = "fc1 receives {} the gradient that fc3 receives ({})."
+NAN, INF = math.nan, math.inf
+WATERFALLS: dict[str, tuple[list[float], list[float], str, str]] = {
+    "both take": ([1e-4, 1e-2, 1], [NAN, 1e-3, 1e-1], RECEIVES.format("1e-4 of", "weights *0.01, activations *0.01"),
+                  "Share of this decrease: weights 50 %, activations 50 %."),
+    "weights give": ([1e-4, 1e-2, 1], [NAN, 0.1, 10], RECEIVES.format("1e-4 of", "weights *100, activations *1e-6"),
+                     "Share of this decrease: activations 100 %, weights 0 %."),
+    "one weight gives": ([1e-4, 1e-2, 1], [NAN, 1e-3, 10], RECEIVES.format("1e-4 of", "weights *1, activations *1e-4"),
+                         "Share of this decrease: activations 80 %, weights 20 %."),
+    "both give": ([100, 10, 1], [NAN, 50, 5], RECEIVES.format("100 times", "weights *25, activations *4"),
+                  "Share of this increase: weights 70 %, activations 30 %."),
+    "little change": ([0.8, 1, 1], [NAN, 1, 1], RECEIVES.format("0.8 of", "weights *1, activations *0.8"),
+                      "This is a change by less than a factor of 2."),
+    "a hole": ([1e-4, NAN, 1], [NAN, NAN, 0.1], RECEIVES.format("1e-4 of", "not split *1e-4"),
+               "Without input gradients, weights and activations cannot be told apart."),
+    "half known": ([1e-4, 1e-2, 1], [NAN, NAN, 0.1],
+                   RECEIVES.format("1e-4 of", "weights *0.1, activations *0.1, not split *0.01"),
+                   "Share of this decrease: not split 50 %, weights 25 %, activations 25 %."),
+    "zero": ([0, 0, 1], [NAN, 0, 0], "The gradient of fc2 is exactly zero, so there are no factors from there on.", ""),
+    "infinite": ([1, INF, 1], [NAN, 1, 1],
+                 "The gradient of fc2 holds NaN or infinity, so there are no factors from there on.", ""),
+    "the last is infinite": ([1, 1, INF], [NAN, 1, 1],
+                             "The gradient of fc3 holds NaN or infinity, so there are no factors from there on.", ""),
+    "one": ([NAN, 1, NAN], [NAN] * 3, "Only fc2 has an output gradient, so there is nothing to compare.", ""),
+    "none": ([NAN] * 3, [NAN] * 3, "No output gradient was measured at this step.", ""),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("tab", ["rust"], indirect=True)
-@pytest.mark.parametrize("case", WORDS)
-def test_words_of_a_waterfall(tab: Tab, case: str) -> None:
-    og, ig, *sentences = WORDS[case]
-    if tab.ask("return all('#waterfalls').length") == 0:
+def shown(text: str) -> str:
+    return text.replace(TIMES, "*").replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_page_shows_the_sentences_of_each_waterfall(chrome: webdriver.Chrome, tmp_path: Path) -> None:
+    for case, (og, ig, *_) in WATERFALLS.items():
+        columns: Any = {"output_gradient_rms": og, "input_gradient_rms": ig}
+        write(tmp_path / "runs" / case, [(0, flows.table(columns))])
+    for tab in board(chrome, tmp_path, len(WATERFALLS), "rust"):
         tab.open()
-    said = tab.chrome.execute_script(
-        "const [og, ig] = [arguments[0], arguments[1]].map(list => list.map(x => x === null ? NaN : Number(x)));"
-        "return import('./waterfall.js').then(m => m.words(m.factors(og, ig), arguments[2], og));",
-        og, ig, NAMES,
-    )  # fmt: skip
-    assert said.replace(TIMES, "*").replace("\N{NO-BREAK SPACE}", " ") == " ".join(filter(None, sentences))
+        tab.ask("all('#runs input').filter(box => !box.checked).forEach(box => box.click())")
+        words = browser.eventually(tab.words, lambda words: len(words) == len(WATERFALLS))
+        expected = {case: f"{first} {second}".rstrip() for case, (_, _, first, second) in WATERFALLS.items()}
+        assert {case: shown(text) for case, text in words.items()} == expected
 
 
 def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:
@@ -368,9 +370,9 @@ def test_everything_can_be_read(tab: Tab, dark: bool) -> None:
         (".card .tick", "fill", card), (".card .name", "fill", card),
     ):  # fmt: skip
         assert contrast(tab.ask(style % (selector, what)), ground) > 4.5, selector
-    for selector in ("path.line", "rect.weights", "rect.activations"):
+    for selector in ("path.line", "rect.weight", "rect.activation"):
         what = "stroke" if "line" in selector else "fill"
-        least = 3 if selector != "rect.activations" or dark else 2  # orange on white; beside it stands the factor
+        least = 3 if selector != "rect.activation" or dark else 2  # orange on white; the factor is written beside it
         assert contrast(tab.ask(style % (selector, what)), card) > least, selector
 
 
@@ -416,7 +418,7 @@ def awkward(request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: 
     """Runs with hostile names, a malformed tensor, zeros and NaN."""
     runs = tmp_path / "runs"
     write(runs / EVIL_RUN, [(0, typical())], [EVIL_LAYER, *LAYERS[1:]])
-    flows.say(runs / EVIL_RUN, names.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
+    flows.say(runs / EVIL_RUN, tags.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
     write(runs / "malformed", [(0, np.zeros(4, "f4"))])
     write(runs / "undescribed", [(0, typical())], content=b"{}")
     holes: flows.Columns = {"weight_gradient_rms": [0.0, math.nan, 1e-3], "weight_gradient_nonfinite": [0, 0, 1]}
@@ -455,8 +457,9 @@ def test_zeros_and_nonfinite_have_colours_of_their_own(awkward: Tab) -> None:
     keys = awkward.ask("return texts('#legend .key')")
     assert keys == ["exactly zero", "NaN or infinite", "not measured"]
     assert awkward.words()["zeros"] == (
-        f"The gradient reaching fc2 is 0.1 of that at fc3 (not split {TIMES}0.1). Input gradients are missing, so it "
-        "is not told who did it. At fc1 the gradient is exactly zero; nothing passes it on its way down."
+        f"fc2 receives 0.1 of the gradient that fc3 receives (not split {TIMES}0.1). "
+        "Without input gradients, weights and activations cannot be told apart. "
+        "The gradient of fc1 is exactly zero, so there are no factors from there on."
     )
 
 

@@ -31,7 +31,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from tests import ROOT
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
 from vgrad_torch.watching.monitor import watch
 
@@ -119,12 +119,12 @@ def assert_one_warning(writer: Writer, match: str) -> None:
 
 
 def test_every_tag_of_a_snapshot_is_there(tmp_path: Path) -> None:
-    tags = write(tmp_path, net(100)).Tags()
+    written = write(tmp_path, net(100)).Tags()
     scalars = "gradient_mean gradient_std gradient_log10_rms weight_mean weight_std update_log10_ratio zero_fraction"
     histograms = "gradient gradient_log10 weight output output_gradient"
     layers = ["1-fc1-4x3", "2-fc2-4x3"]
-    assert set(tags["scalars"]) == {f"{group}/{layer}" for group in scalars.split() for layer in layers}
-    assert set(tags["tensors"]) == {f"{group}/{layer}" for group in histograms.split() for layer in layers} | {
+    assert set(written["scalars"]) == {f"{group}/{layer}" for group in scalars.split() for layer in layers}
+    assert set(written["tensors"]) == {f"{group}/{layer}" for group in histograms.split() for layer in layers} | {
         "gradient_flow",
         "depth_profile/step_000100",
     }
@@ -232,7 +232,7 @@ def test_gradient_flow_is_the_snapshot_bit_for_bit(tmp_path: Path) -> None:
     run = write(tmp_path, Snapshot(3, layers))
     table = rows_of(run, "gradient_flow")
     assert table.dtype == np.float32
-    axes = names.decode(run.SummaryMetadata("gradient_flow").plugin_data.content)
+    axes = tags.decode_axes(run.SummaryMetadata("gradient_flow").plugin_data.content)
     assert axes.layers == ["1-fc1-4x3", "2-fc2-3x2"]
     second = dict(zip(axes.statistics, table[1], strict=True))
     known = {
@@ -254,7 +254,7 @@ def test_gradient_flow_is_the_snapshot_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_gradient_flow_columns_are_those_that_readers_know() -> None:
-    assert list(names.COLUMNS) == [
+    assert list(tags.COLUMNS) == [
         "weight_rms", "weight_mean", "weight_std",
         "weight_gradient_rms", "weight_gradient_mean", "weight_gradient_std",
         "weight_gradient_zero_fraction", "weight_gradient_nonfinite",
@@ -275,7 +275,7 @@ def test_other_layers_get_another_gradient_flow_tag(tmp_path: Path) -> None:
     run = write(tmp_path, net(0, layers=2), net(1, layers=3), net(2, layers=2), net(3, layers=1))
     content = {}
     for tag in ("gradient_flow", "gradient_flow_2", "gradient_flow_3"):
-        axes = names.decode(run.SummaryMetadata(tag).plugin_data.content)
+        axes = tags.decode_axes(run.SummaryMetadata(tag).plugin_data.content)
         content[tag] = [(p.step, len(make_ndarray(p.tensor_proto)), len(axes.layers)) for p in run.Tensors(tag)]
     assert content == {
         "gradient_flow": [(0, 2, 2), (2, 2, 2)],
@@ -286,7 +286,7 @@ def test_other_layers_get_another_gradient_flow_tag(tmp_path: Path) -> None:
 
 def test_metadata_of_a_later_format_is_refused() -> None:
     with pytest.raises(ValueError, match="version 2 of its format, this reads 1"):
-        names.decode(names.encode(["1-fc1"]).replace(b'"version": 1', b'"version": 2'))
+        tags.decode_axes(tags.encode_axes(["1-fc1"]).replace(b'"version": 1', b'"version": 2'))
 
 
 def test_a_snapshot_is_one_event(tmp_path: Path) -> None:
@@ -323,17 +323,17 @@ def test_all_zero_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gradient", [np.full(50, np.nan, np.float32), np.zeros(0, np.float32)], ids=["nan", "empty"])
 def test_gradient_without_a_finite_entry(tmp_path: Path, gradient: Array) -> None:
     run = write(tmp_path, Snapshot(0, (layer_of(gradient=gradient),)))
-    tags = run.Tags()
-    assert "gradient/1-fc1-4x3" not in tags["tensors"]
+    written = run.Tags()
+    assert "gradient/1-fc1-4x3" not in written["tensors"]
     assert not {"gradient_mean/1-fc1-4x3", "gradient_std/1-fc1-4x3", "gradient_log10_rms/1-fc1-4x3"} & set(
-        tags["scalars"]
+        written["scalars"]
     )
-    assert "weight_std/1-fc1-4x3" in tags["scalars"]
+    assert "weight_std/1-fc1-4x3" in written["scalars"]
     assert rows_of(run, "gradient_log10/1-fc1-4x3")[:, 2].sum() < 1e-8
     if gradient.size:
         assert run.Scalars("nonfinite/1-fc1-4x3")[0].value == 50
     else:
-        assert "nonfinite/1-fc1-4x3" not in tags["scalars"]
+        assert "nonfinite/1-fc1-4x3" not in written["scalars"]
 
 
 def test_some_nonfinite_entries_are_counted_and_the_rest_is_drawn(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_layer_of_which_nothing_is_known(tmp_path: Path) -> None:
     run = write(tmp_path, Snapshot(0, (LayerSnapshot(1, "fc1", "Linear", ""),)), Snapshot(1, ()))
     assert run.Tags()["scalars"] == []
     assert np.isnan(rows_of(run, "gradient_flow")).all()
-    assert rows_of(run, "gradient_flow_2").shape == (0, len(names.COLUMNS))
+    assert rows_of(run, "gradient_flow_2").shape == (0, len(tags.COLUMNS))
 
 
 # --- scalars, text, layout, hparams --------------------------------------------------------------------------------
@@ -364,8 +364,8 @@ def test_a_layer_of_which_nothing_is_known(tmp_path: Path) -> None:
 
 def test_scalars_share_an_event(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
-    writer.scalars({names.LOSS_TRAIN: 0.5, names.ACCURACY_VALIDATION: 0.75}, 12)
-    writer.scalars({names.LOSS_TRAIN: math.nan}, 13)
+    writer.scalars({tags.LOSS_TRAIN: 0.5, tags.ACCURACY_VALIDATION: 0.75}, 12)
+    writer.scalars({tags.LOSS_TRAIN: math.nan}, 13)
     writer.close()
     run = read(tmp_path)
     assert [(point.step, point.value) for point in run.Scalars("accuracy/validation")] == [(12, 0.75)]
@@ -392,7 +392,7 @@ def test_layout_has_a_chart_of_all_layers_for_each_statistic(tmp_path: Path) -> 
     assert run.SummaryMetadata(tag).plugin_data.plugin_name == "custom_scalars"
     layout = layout_pb2.Layout.FromString(rows_of(run, tag).item())
     lines = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert lines == {title: [f"{title}/.*"] for title in ("loss", "accuracy", *names.LAYER_SCALARS)}
+    assert lines == {title: [f"{title}/.*"] for title in ("loss", "accuracy", *tags.LAYER_SCALARS)}
 
 
 def test_ranks_have_a_chart_where_there_are_several(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_ranks_have_a_chart_where_there_are_several(tmp_path: Path) -> None:
     writer.close()
     layout = layout_pb2.Layout.FromString(rows_of(read(tmp_path), "custom_scalars__config__").item())
     titles = [chart.title for category in layout.category for chart in category.chart]
-    assert names.RANK_SCALARS in titles
+    assert tags.RANK_SCALARS in titles
 
 
 def test_each_rank_has_a_scalar_of_the_first_layer_that_has_a_gradient(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_each_rank_has_a_scalar_of_the_first_layer_that_has_a_gradient(tmp_path:
 def test_hparams_are_in_the_same_run_and_file(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     values = {"lr": 0.1, "depth": np.int64(7), "act": "relu", "bias": True, "clip": math.inf, "seed": None}
-    writer.hparams(values, [names.LOSS_TRAIN, names.ACCURACY_VALIDATION])
+    writer.hparams(values, [tags.LOSS_TRAIN, tags.ACCURACY_VALIDATION])
     writer.snapshot(net(), histograms=False)
     writer.close("FAILURE")
     run = read(tmp_path)

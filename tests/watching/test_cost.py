@@ -12,7 +12,7 @@ from torch import nn
 import vgrad_torch as vg
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import QUANTITIES
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 
 
 def stack(layers: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -79,7 +79,7 @@ def test_the_run_says_what_watching_cost(tmp_path: Path) -> None:
             step(model, optimizer)
         assert 0 < monitor.cost < 1
     log = EventAccumulator(str(tmp_path)).Reload()
-    points = log.Scalars(names.COST)
+    points = log.Scalars(tags.COST)
     assert [point.step for point in points] == list(range(0, 20, 2))
     assert all(0 < point.value <= 1 for point in points)
 

@@ -22,9 +22,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 
-_COUNTED = tuple(names.layer_tag(group, "") for group in names.LAYER_HISTOGRAMS)
+_COUNTED = tuple(tags.layer_tag(group, "") for group in tags.LAYER_HISTOGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Sample:
 
     step: int
     wall_time: float
-    axes: names.Axes
+    axes: tags.Axes
     tensor: Any
     counts: Mapping[str, int]
     histograms: Mapping[str, Any]
@@ -54,8 +54,8 @@ class Events:
     """How the run says that it ended: a `Status` of the HParams plugin."""
     dropped: int = 0
     problems: list[str] = field(default_factory=list)
-    tags: set[str] = field(default_factory=set)
-    _axes: dict[str, names.Axes] = field(default_factory=dict)
+    all_tags: set[str] = field(default_factory=set)
+    _axes: dict[str, tags.Axes] = field(default_factory=dict)
     _counts: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, file: Path) -> None:
@@ -74,15 +74,15 @@ class Events:
 
     def _take(self, event: Any) -> None:
         values = {value.tag: value for value in event.summary.value}
-        self.tags |= values.keys()
+        self.all_tags |= values.keys()
         self._count(values)
         for tag, value in values.items():
             plugin = value.metadata.plugin_data
-            if plugin.plugin_name == names.PLUGIN_NAME or tag in self._axes:
+            if plugin.plugin_name == tags.PLUGIN_NAME or tag in self._axes:
                 self._take_flow(tag, value, event, values)
             elif value.HasField("simple_value") or plugin.plugin_name == "scalars" or tag in self.scalars:
                 self._take_scalar(tag, value, event.step)
-            elif tag in (names.VERDICT, names.FIRST_NONFINITE):
+            elif tag in (tags.VERDICT, tags.FIRST_NONFINITE):
                 self.texts[tag] = event.wall_time, _text(value)
             elif tag == hparams_metadata.SESSION_START_INFO_TAG:
                 self.hparams |= _hparams(plugin.content)
@@ -91,18 +91,18 @@ class Events:
                 self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
 
     def _take_flow(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
-        if tag.startswith(names.THEORY):
+        if tag.startswith(tags.THEORY):
             return
         if value.metadata.plugin_data.content:
             try:
-                self._axes[tag] = names.decode(value.metadata.plugin_data.content)
+                self._axes[tag] = tags.decode_axes(value.metadata.plugin_data.content)
             except (KeyError, ValueError, TypeError) as error:
                 self.problems.append(f"{tag} cannot be read: its description is not ours ({error}).")
                 return
         if tag not in self._axes:
             return
         axes = self._axes[tag]
-        histograms = {x: values[y] for x in axes.layers if (y := names.layer_tag(names.GRADIENT_LOG10, x)) in values}
+        histograms = {x: values[y] for x in axes.layers if (y := tags.layer_tag(tags.GRADIENT_LOG10, x)) in values}
         layers = _without_calls(axes.layers)
         samples = self.samples.setdefault(layers, [])
         kept = [sample for sample in samples if sample.step < event.step] if _again(samples, event.step) else samples
@@ -137,13 +137,13 @@ class Events:
         return None
 
 
-def _without_calls(tags: list[str]) -> tuple[str, ...]:
+def _without_calls(layers: list[str]) -> tuple[str, ...]:
     """The layers without their calls, of which a recurrent one has more or fewer from step to step.
 
     >>> _without_calls(["1-cell-8x8", "1-cell#2-8x8", "2-head-8x2"])
     ('1-cell-8x8', '2-head-8x2')
     """
-    return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", tag) for tag in tags))
+    return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", layer) for layer in layers))
 
 
 def _again(samples: list[Sample], step: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Counts, Floats, Histogram, LayerSnapshot, Snapshot, Stats
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.events import Events, Sample, event_files
 
 SAMPLES = 4096
@@ -68,8 +67,8 @@ class Run:
 
     def losses(self) -> tuple[str, tuple[tuple[int, float], ...]]:
         """The training loss and its tag: the package's own, or else the first whose name has `loss` in it."""
-        tags = [names.LOSS_TRAIN, *sorted(tag for tag in self.scalars if "loss" in tag.lower())]
-        return next(((tag, self.scalars[tag]) for tag in tags if tag in self.scalars), ("", ()))
+        candidates = [tags.LOSS_TRAIN, *sorted(tag for tag in self.scalars if "loss" in tag.lower())]
+        return next(((tag, self.scalars[tag]) for tag in candidates if tag in self.scalars), ("", ()))
 
 
 def read(path: Path) -> Run:
@@ -89,7 +88,7 @@ def read(path: Path) -> Run:
     samples = max(found.samples.values(), key=len)
     built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config) and isinstance(config["batch"], int)
     history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples))
-    since = {names.VERDICT: history[-1].wall_time, names.FIRST_NONFINITE: history[0].wall_time}
+    since = {tags.VERDICT: history[-1].wall_time, tags.FIRST_NONFINITE: history[0].wall_time}
     texts = {tag: text for tag, (time, text) in found.texts.items() if time >= since[tag]}
     scalars = {tag: tuple(points.items()) for tag, points in found.scalars.items()}
     name = folder.resolve().name or str(folder)
@@ -99,9 +98,9 @@ def read(path: Path) -> Run:
 def _nothing(path: Path, found: Events) -> str:
     if found.problems:
         return f"{path} holds no gradients that can be read: {found.problems[0].removesuffix('.')}"
-    if not found.tags:
+    if not found.all_tags:
         return f"{path} holds no gradients yet: nothing was written but the head of the event file"
-    shown = ", ".join(sorted(found.tags)[:3]) + (", ..." if len(found.tags) > 3 else "")
+    shown = ", ".join(sorted(found.all_tags)[:3]) + (", ..." if len(found.all_tags) > 3 else "")
     return (
         f"{path} holds events ({shown}) but no gradients; they come from `vgrad train` or from "
         "watch(model, optimizer, logdir=...)"
@@ -142,11 +141,8 @@ def _thinned(samples: list[Sample]) -> list[Sample]:
     return kept if kept[-1] is samples[-1] else [*kept, samples[-1]]
 
 
-_TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
-
-
 def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snapshot:
-    paths = [names.COLUMNS.get(column) for column in sample.axes.statistics]
+    paths = [tags.COLUMNS.get(column) for column in sample.axes.statistics]
     rows = make_ndarray(sample.tensor).astype(np.float64)
     if rows.shape != (len(sample.axes.layers), len(paths)):
         raise UsageError(f"the sample of step {sample.step} does not fit its description; is the event file damaged?")
@@ -160,9 +156,9 @@ def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snap
 
 def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
     """A layer from its row. What `vgrad train` trains are `Linear` layers; of others the kind is not in the file."""
-    number, name, call, size = _parts(tag)
+    number, name, call, size = tags.parse_layer(tag)
     fan_in, fan_out = map(int, size.split("x")) if size else (0, 0)
-    counts = {quantity: sample.counts.get(names.layer_tag(x, tag)) for x, quantity in names.LAYER_HISTOGRAMS.items()}
+    counts = {quantity: sample.counts.get(tags.layer_tag(x, tag)) for x, quantity in tags.LAYER_HISTOGRAMS.items()}
     weights = counts["weight"] or fan_in * fan_out
     outputs = counts["output_gradient"] or counts["output"] or batch * fan_out
     gradient = _stats(numbers, "weight_gradient", weights, _histogram(sample.histograms.get(tag)))
@@ -177,18 +173,6 @@ def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, b
         update_rms=None if math.isnan(update) else update,
         activation_gain=None if math.isnan(gain) else gain,
     )  # fmt: skip
-
-
-def _parts(tag: str) -> tuple[int, str, int, str]:
-    """Number, name, call and size of a layer's tag.
-
-    >>> _parts("1-fc1-784x512"), _parts("2-head"), _parts("3-cell#2-8x8"), _parts("1-8x8")
-    ((1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8'))
-    """
-    match = _TAG.fullmatch(tag)
-    if match is None:
-        return 0, tag, 1, ""
-    return int(match[1]), match[2] or "", int(match[3] or 1), match[4] or ""
 
 
 def _stats(numbers: Mapping[str, float], quantity: str, count: int, histogram: Histogram | None = None) -> Stats | None:

@@ -1,27 +1,21 @@
-"""The names that the writer and the readers of an event file share: tags, and what gradient_flow's columns hold."""
+"""The names of all TensorBoard tags, and what the columns of the gradient_flow tensor hold.
+
+The writer and the readers of an event file share this module.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-PLUGIN_NAME = "gradient_flow"
-VERSION = 1
+# --- scalars -------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    "weight.rms", "weight.mean", "weight.std",
-    "weight_gradient.rms", "weight_gradient.mean", "weight_gradient.std",
-    "weight_gradient.zero_fraction", "weight_gradient.nonfinite",
-    "output.rms", "output.mean", "output.std", "output.zero_fraction", "output.nonfinite",
-    "output_gradient.rms", "output_gradient.zero_fraction", "output_gradient.nonfinite",
-    "input_gradient.rms", "update_rms", "activation_gain", "weight.nonfinite",
-)  # fmt: skip
-
-COLUMNS = {path.replace(".", "_"): path for path in _COLUMNS}
-"""Column of the gradient_flow tensor [layers, columns] -> where its number is in a `LayerSnapshot` (see `number`)."""
+LOSS_TRAIN, LOSS_VALIDATION = "loss/train", "loss/validation"
+ACCURACY_TRAIN, ACCURACY_VALIDATION = "accuracy/train", "accuracy/validation"
 
 LAYER_SCALARS = {
     "gradient_log10_rms": "weight_gradient.rms",
@@ -32,32 +26,35 @@ LAYER_SCALARS = {
     "update_log10_ratio": "update_ratio",
     "zero_fraction": "weight_gradient.zero_fraction",
 }
-"""Scalar of a layer -> where it is in a `LayerSnapshot`; where the name says log10, log10 of it is written.
+"""Scalar of each layer -> path of its value in a `LayerSnapshot`. A name with log10 means that log10 of it is written.
 
-The layout of the Custom Scalars tab has the same order: what shows a vanishing gradient comes first.
+The Custom Scalars tab shows its charts in this order: the one that shows a vanishing gradient is first.
 """
 
 NONFINITE = "nonfinite"
-"""Scalar of a layer: NaN and infinities in its weight gradient, written only where there are any."""
+"""Scalar of each layer: number of NaN and infinite entries of its weight gradient. Written only where it is not 0."""
 
 RANK_SCALARS = "output_gradient_log10_rms_rank"
-"""Scalars of data parallel training: log10 of each rank's part in the first layer's output gradient, RMS.
+"""Scalars of data parallel training, one for each rank: log10 RMS of its part of the first layer's output gradient.
 
-What goes astray on one rank, in whichever layer, has passed through all layers when it comes to the first.
+This gradient has passed through all other layers, so a fault on one rank shows here, whichever layer it is in.
 """
 
 COST = "watch/share_of_time"
-"""Scalar: what watching cost up to this sample, as a share of the wall time."""
+"""Scalar: the share of the wall time so far that watching took."""
 
-FIRST_NONFINITE = "first_nonfinite"
-"""Text: at which sampled step, and where in it, NaN or infinity was first seen."""
+# --- texts ---------------------------------------------------------------------------------------------------------
 
 VERDICT = "verdict"
-"""Text: the verdict as Markdown, table and paragraph, where it changed and at the end; the Gradient Flow tab shows its
-first sentence beside the run's name and unfolds the rest."""
+"""Text: table and paragraph of the verdict in Markdown. Written when the verdict changes and at the end.
 
-THEORY = f"{PLUGIN_NAME}_theory"
-"""Tensor [layers, statistics] of what theory predicts, encoded like `gradient_flow`; drawn as a line of its own."""
+The Gradient Flow tab shows its first sentence beside the run's name; a click shows the rest.
+"""
+
+FIRST_NONFINITE = "first_nonfinite"
+"""Text: the first sampled step with NaN or infinity, and which tensor had it."""
+
+# --- histograms ----------------------------------------------------------------------------------------------------
 
 LAYER_HISTOGRAMS = {
     "gradient": "weight_gradient",
@@ -65,13 +62,92 @@ LAYER_HISTOGRAMS = {
     "output": "output",
     "output_gradient": "output_gradient",
 }
-"""Histogram of a layer, of values with their sign -> the quantity in a `LayerSnapshot`."""
+"""Histogram of each layer, of signed values -> the quantity in a `LayerSnapshot`."""
 
 GRADIENT_LOG10 = "gradient_log10"
-"""Histogram of a layer: log10 of the weight gradient's magnitudes."""
+"""Histogram of each layer: log10 of the magnitudes of the weight gradient's entries."""
 
-LOSS_TRAIN, LOSS_VALIDATION = "loss/train", "loss/validation"
-ACCURACY_TRAIN, ACCURACY_VALIDATION = "accuracy/train", "accuracy/validation"
+# --- tensors of the Gradient Flow tab ------------------------------------------------------------------------------
+
+PLUGIN_NAME = "gradient_flow"
+"""Name of the TensorBoard plugin, and tag of the tensor [layers, columns] that holds a sample's numbers."""
+
+THEORY = f"{PLUGIN_NAME}_theory"
+"""Tensor [layers, columns] with the values that theory predicts, encoded like gradient_flow; drawn as a dashed line."""
+
+VERSION = 1
+"""Version of the plugin data that `encode_axes` writes."""
+
+_PATHS = (
+    "weight.rms", "weight.mean", "weight.std",
+    "weight_gradient.rms", "weight_gradient.mean", "weight_gradient.std",
+    "weight_gradient.zero_fraction", "weight_gradient.nonfinite",
+    "output.rms", "output.mean", "output.std", "output.zero_fraction", "output.nonfinite",
+    "output_gradient.rms", "output_gradient.zero_fraction", "output_gradient.nonfinite",
+    "input_gradient.rms", "update_rms", "activation_gain", "weight.nonfinite",
+)  # fmt: skip
+
+COLUMNS = {path.replace(".", "_"): path for path in _PATHS}
+"""Column of the gradient_flow tensor -> path of its value in a `LayerSnapshot`, see `layer_values`."""
+
+
+# --- tags of one layer, rank, step or set of layers ----------------------------------------------------------------
+
+_LAYER_TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
+
+
+def layer_tag(group: str, layer: str) -> str:
+    """`gradient/1-fc1-784x512`: a name from this module, then the layer's. TensorBoard groups by the first part."""
+    return f"{group}/{layer}"
+
+
+class LayerTag(NamedTuple):
+    """The parts of a layer's own tag, such as `3-cell#2-8x8`; see `LayerSnapshot.tag`."""
+
+    number: int
+    name: str
+    call: int
+    size: str
+
+
+def parse_layer(layer: str) -> LayerTag:
+    """Number, name, call and size of a layer from its tag.
+
+    >>> [tuple(parse_layer(tag)) for tag in ("1-fc1-784x512", "2-head", "3-cell#2-8x8", "1-8x8")]
+    [(1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8')]
+    """
+    match = _LAYER_TAG.fullmatch(layer)
+    if match is None:
+        return LayerTag(0, layer, 1, "")
+    return LayerTag(int(match[1]), match[2] or "", int(match[3] or 1), match[4] or "")
+
+
+def layer_label(layer: str) -> str:
+    """The layer's name and call from its tag; the tag itself where it has no name.
+
+    >>> layer_label("1-fc1-784x512"), layer_label("3-cell#2-8x8"), layer_label("1-8x8")
+    ('fc1', 'cell#2', '1-8x8')
+    """
+    _, name, call, _ = parse_layer(layer)
+    return (name if call == 1 else f"{name}#{call}") or layer
+
+
+def rank_tag(layer: str, rank: int) -> str:
+    """`output_gradient_log10_rms_rank/1-fc1-784x512-rank0`."""
+    return layer_tag(RANK_SCALARS, f"{layer}-rank{rank}")
+
+
+def depth_profile_tag(step: int) -> str:
+    """`depth_profile/step_000100`: a histogram whose step axis counts layers."""
+    return f"depth_profile/step_{step:06d}"
+
+
+def gradient_flow_tag(index: int) -> str:
+    """`gradient_flow`, then `gradient_flow_2`, ...: each set of layers needs a tag, as a tag keeps its metadata."""
+    return PLUGIN_NAME if index == 1 else f"{PLUGIN_NAME}_{index}"
+
+
+# --- rows and columns of the tensors -------------------------------------------------------------------------------
 
 
 class Axes(NamedTuple):
@@ -81,18 +157,18 @@ class Axes(NamedTuple):
     statistics: list[str]
 
 
-def encode(layers: Sequence[str], statistics: Iterable[str] = COLUMNS) -> bytes:
-    """The plugin data of a tag of ours whose rows are `layers` (their tags) and whose columns are `statistics`.
+def encode_axes(layers: Sequence[str], statistics: Iterable[str] = COLUMNS) -> bytes:
+    """The plugin data of a tensor whose rows are `layers` (their tags) and whose columns are `statistics`.
 
-    A gradient_flow tag has all columns; `THEORY` has those of `COLUMNS` that the theory speaks of.
+    A gradient_flow tensor has all `COLUMNS`; a `THEORY` tensor has those that theory predicts.
     """
     return json.dumps({"version": VERSION, "layers": list(layers), "statistics": list(statistics)}).encode()
 
 
-def decode(content: bytes) -> Axes:
-    """What `encode` wrote, in this or an earlier version of the package.
+def decode_axes(content: bytes) -> Axes:
+    """The inverse of `encode_axes`; also reads what earlier versions of the package wrote.
 
-    >>> decode(encode(["1-fc1-784x512"], ["output_rms"]))
+    >>> decode_axes(encode_axes(["1-fc1-784x512"], ["output_rms"]))
     Axes(layers=['1-fc1-784x512'], statistics=['output_rms'])
     """
     data = json.loads(content)
@@ -104,48 +180,24 @@ def decode(content: bytes) -> Axes:
     return axes
 
 
-def number(layer: object, path: str) -> float:
-    """The number at `path` in a `LayerSnapshot`; NaN where that or its quantity is None.
+def layer_values(layer: object, paths: tuple[str, ...]) -> list[float]:
+    """The values at `paths` in a `LayerSnapshot`; NaN where a value or its quantity is None.
 
     >>> from vgrad_torch.records import LayerSnapshot
     >>> layer = LayerSnapshot(1, "fc1", "Linear", "784x512", update_rms=0.5)
-    >>> number(layer, "update_rms"), number(layer, "weight_gradient.rms")
-    (0.5, nan)
+    >>> layer_values(layer, ("update_rms", "weight_gradient.rms"))
+    [0.5, nan]
     """
-    return float(numbers(layer, (path,))[0])
-
-
-def numbers(layer: object, paths: tuple[str, ...]) -> list[float]:
-    """The same of many paths."""
-    found = []
+    values = []
     for quantity, statistic in _split(paths):
         value = getattr(layer, quantity)
         if statistic and value is not None:
             value = getattr(value, statistic)
-        found.append(math.nan if value is None else value)
-    return found
+        values.append(math.nan if value is None else value)
+    return values
 
 
 @lru_cache
 def _split(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Quantity and statistic of each path."""
     return [(quantity, statistic) for quantity, _, statistic in (path.partition(".") for path in paths)]
-
-
-def layer_tag(group: str, layer: str) -> str:
-    """`gradient/1-fc1-784x512`: a name of this module, then the layer's; TensorBoard groups at the first slash."""
-    return f"{group}/{layer}"
-
-
-def rank_tag(layer: str, rank: int) -> str:
-    """`output_gradient_log10_rms_rank/1-fc1-784x512-rank0`."""
-    return layer_tag(RANK_SCALARS, f"{layer}-rank{rank}")
-
-
-def depth_profile_tag(step: int) -> str:
-    """`depth_profile/step_000100`: the histogram whose step axis is the layer's number."""
-    return f"depth_profile/step_{step:06d}"
-
-
-def flow_tag(index: int) -> str:
-    """`gradient_flow`; for the second set of layers in a run `gradient_flow_2`, ..., as a tag keeps its metadata."""
-    return PLUGIN_NAME if index == 1 else f"{PLUGIN_NAME}_{index}"

@@ -39,7 +39,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Histogram, Snapshot
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.checksum import masked_crc32c
 from vgrad_torch.tensorboard.truncation import claim, cut
 
@@ -100,7 +100,8 @@ class Writer:
         writer = cls(None)
         whole = cut(folder / position.file, position.size)
         writer._file = writer._sink = _open(folder, position.file if whole else None)
-        writer._flow_tags = {layers: names.flow_tag(n) for n, layers in enumerate(position.flows, 1)} if whole else {}
+        known_layers = position.flows if whole else ()
+        writer._flow_tags = {layers: tags.gradient_flow_tag(n) for n, layers in enumerate(known_layers, 1)}
         writer._in_session = position.in_session
         gone = None if whole else f"what was logged before is missing, as {position.file} is gone or damaged"
         writer.fault = position.fault or gone
@@ -144,7 +145,7 @@ class Writer:
         """Write what theory expects, {statistic: a number for each layer}; `layers` are their tags."""
         with np.errstate(over="ignore"):  # beyond float32 is infinity, which is not drawn
             table = np.array(list(columns.values()), "<f4").T
-        self._add([_value(names.THEORY, table, _metadata(names.PLUGIN_NAME, names.encode(layers, columns)))])
+        self._add([_value(tags.THEORY, table, _metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, columns)))])
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write {tag: value}, all at one step; NaN and infinity are written as they are."""
@@ -156,7 +157,7 @@ class Writer:
 
     def layout(self, ranks: int = 1) -> None:
         """Put all layers into one chart per statistic (Custom Scalars); of several layouts in a run the last counts."""
-        layout = _layout([*names.LAYER_SCALARS, *([names.RANK_SCALARS] if ranks > 1 else [])])
+        layout = _layout([*tags.LAYER_SCALARS, *([tags.RANK_SCALARS] if ranks > 1 else [])])
         self._add([_value(CONFIG_SUMMARY_TAG, layout.SerializeToString(), _metadata("custom_scalars"))])
 
     def hparams(self, hparams: Mapping[str, object], metrics: Iterable[str]) -> None:
@@ -199,12 +200,12 @@ class Writer:
         """TensorBoard keeps the first metadata of a tag, so each set of layers has a tag of its own."""
         layers = tuple(layer.tag for layer in snapshot.layers)
         known = layers in self._flow_tags
-        tag = self._flow_tags.setdefault(layers, names.flow_tag(len(self._flow_tags) + 1))
-        metadata = None if known else _metadata(names.PLUGIN_NAME, names.encode(layers))
-        paths = tuple(names.COLUMNS.values())
-        rows = [names.numbers(layer, paths) for layer in snapshot.layers]
+        tag = self._flow_tags.setdefault(layers, tags.gradient_flow_tag(len(self._flow_tags) + 1))
+        metadata = None if known else _metadata(tags.PLUGIN_NAME, tags.encode_axes(layers))
+        paths = tuple(tags.COLUMNS.values())
+        rows = [tags.layer_values(layer, paths) for layer in snapshot.layers]
         with np.errstate(over="ignore"):
-            table = np.array(rows, "<f4").reshape(len(layers), len(names.COLUMNS))
+            table = np.array(rows, "<f4").reshape(len(layers), len(tags.COLUMNS))
         return _value(tag, table, metadata)
 
 
@@ -292,16 +293,16 @@ def _open(logdir: str | os.PathLike[str], name: str | None = None) -> _EventFile
 
 def _layer_scalars(snapshot: Snapshot) -> Iterator[Any]:
     """Non-finite numbers and log10(0) are left out: one NaN blanks a chart."""
-    paths = tuple(names.LAYER_SCALARS.values())
+    paths = tuple(tags.LAYER_SCALARS.values())
     for layer in snapshot.layers:
         tag = layer.tag
-        for group, value in zip(names.LAYER_SCALARS, names.numbers(layer, paths), strict=True):
+        for group, value in zip(tags.LAYER_SCALARS, tags.layer_values(layer, paths), strict=True):
             if "log10" in group:
                 value = math.log10(value) if value > 0 else math.nan
             if abs(value) <= _FLOAT32_MAX:
-                yield Summary.Value(tag=names.layer_tag(group, tag), simple_value=value)
+                yield Summary.Value(tag=tags.layer_tag(group, tag), simple_value=value)
         if layer.weight_gradient and layer.weight_gradient.nonfinite:
-            yield Summary.Value(tag=names.layer_tag(names.NONFINITE, tag), simple_value=layer.weight_gradient.nonfinite)
+            yield Summary.Value(tag=tags.layer_tag(tags.NONFINITE, tag), simple_value=layer.weight_gradient.nonfinite)
 
 
 def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
@@ -309,20 +310,20 @@ def _rank_scalars(snapshot: Snapshot) -> Iterator[Any]:
     first = next((layer for layer in snapshot.layers if layer.rank_rms), None)
     for rank, rms in enumerate(first.rank_rms if first else ()):
         if first and 0 < rms < math.inf:
-            yield Summary.Value(tag=names.rank_tag(first.tag, rank), simple_value=math.log10(rms))
+            yield Summary.Value(tag=tags.rank_tag(first.tag, rank), simple_value=math.log10(rms))
 
 
 def _layer_histograms(snapshot: Snapshot) -> Iterator[Any]:
     """A tensor without a finite entry is left out: it would stretch the axis, which all steps share."""
     for layer in snapshot.layers:
         tag = layer.tag
-        for group, quantity in names.LAYER_HISTOGRAMS.items():
+        for group, quantity in tags.LAYER_HISTOGRAMS.items():
             stats = getattr(layer, quantity)
             if stats and stats.finite and stats.histogram:
-                yield _histogram(names.layer_tag(group, tag), *stats.histogram.values())
+                yield _histogram(tags.layer_tag(group, tag), *stats.histogram.values())
         if layer.weight_gradient and layer.weight_gradient.histogram:
             log10 = _log10(layer.weight_gradient.histogram)
-            yield _histogram(names.layer_tag(names.GRADIENT_LOG10, tag), *log10)
+            yield _histogram(tags.layer_tag(tags.GRADIENT_LOG10, tag), *log10)
 
 
 def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
@@ -330,7 +331,7 @@ def _depth_profile(snapshot: Snapshot) -> Iterator[tuple[int, Any]]:
     for number, layer in enumerate(snapshot.layers, start=1):
         if layer.weight_gradient and layer.weight_gradient.histogram:
             edges, counts = _log10(layer.weight_gradient.histogram)
-            yield number, _histogram(names.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
+            yield number, _histogram(tags.depth_profile_tag(snapshot.step), edges, counts / max(counts.sum(), 1))
 
 
 def _log10(histogram: Histogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -351,7 +352,7 @@ def _layout(groups: Iterable[str]) -> Any:
         return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"{title}/.*"]))
 
     layers = [chart(group) for group in groups]
-    training = [chart(tag.partition("/")[0]) for tag in (names.LOSS_TRAIN, names.ACCURACY_TRAIN)]
+    training = [chart(tag.partition("/")[0]) for tag in (tags.LOSS_TRAIN, tags.ACCURACY_TRAIN)]
     categories = {"training": training, "layers": layers}
     return layout_pb2.Layout(category=[layout_pb2.Category(title=k, chart=v) for k, v in categories.items()])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.training.data import Dataset, batches
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -71,8 +71,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFunction) -> S
 def epoch_scalars(epoch: Epoch) -> dict[str, float]:
     """What TensorBoard gets of an epoch."""
     return {
-        names.LOSS_TRAIN: epoch.train.loss,
-        names.LOSS_VALIDATION: epoch.validation.loss,
-        names.ACCURACY_TRAIN: epoch.train.accuracy,
-        names.ACCURACY_VALIDATION: epoch.validation.accuracy,
+        tags.LOSS_TRAIN: epoch.train.loss,
+        tags.LOSS_VALIDATION: epoch.validation.loss,
+        tags.ACCURACY_TRAIN: epoch.train.accuracy,
+        tags.ACCURACY_VALIDATION: epoch.validation.accuracy,
     }

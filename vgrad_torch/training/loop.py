@@ -21,7 +21,7 @@ from vgrad_torch.distributed.team import Batches as Batches
 from vgrad_torch.errors import UsageError
 from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.records import LayerSnapshot, Snapshot
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Position, Writer
 from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.training.checkpoints import Begun, Checkpoints
@@ -226,13 +226,13 @@ def _writer(folder: Path, log: Position | None, team: Team) -> Writer:
 
 def begin_log(monitor: Monitor, setup: Setup, config: TrainConfig, epoch: Epoch) -> None:
     """Write what stands before all samples."""
-    tags = layer_tags(setup.model)
-    first = names.layer_tag("gradient_log10_rms", tags[0])
+    layers = layer_tags(setup.model)
+    first = tags.layer_tag("gradient_log10_rms", layers[0])
     monitor.writer.layout(monitor.ranks.size)
     monitor.writer.hparams(hyperparameters(config), [*epoch_scalars(epoch), first])
     monitor.writer.scalars(epoch_scalars(epoch), 0)
     if theory := predict_model(setup.model, setup.data.x_train[: config.batch]):
-        monitor.writer.theory(tags, theory_columns(theory))
+        monitor.writer.theory(layers, theory_columns(theory))
     monitor.losses.append(epoch.train.loss)
 
 

@@ -21,7 +21,7 @@ from vgrad_torch.distributed import shards
 from vgrad_torch.distributed.ranks import Ranks, merged, without_own
 from vgrad_torch.errors import UsageError, choose
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, History, Snapshot
-from vgrad_torch.tensorboard import tags as names
+from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose, first_nonfinite
 from vgrad_torch.watching import hooks
@@ -172,7 +172,7 @@ class Monitor:
         """What already stands there is not written again."""
         before, self._written = self._written, (found.verdict, f"{found.evidence.step}: {found.markdown()}")
         if self._written != before:
-            self.writer.text(names.VERDICT, found.markdown(), found.evidence.step)
+            self.writer.text(tags.VERDICT, found.markdown(), found.evidence.step)
 
     def _begin_if_due(self) -> None:
         if self._due(self.step):
@@ -278,7 +278,7 @@ class Monitor:
         """Say once what the user must know."""
         if self.nonfinite is None and (where := first_nonfinite(snapshot)):
             self.nonfinite = f"step {snapshot.step}, the first sampled step with NaN or infinity: in {where}"
-            self.writer.text(names.FIRST_NONFINITE, self.nonfinite, snapshot.step)
+            self.writer.text(tags.FIRST_NONFINITE, self.nonfinite, snapshot.step)
             self._warn_once(self.nonfinite)
         unseen = all(getattr(layer, quantity) is None for layer in snapshot.layers for quantity in ACTIVATIONS)
         if sample.hooked and not sample.saw_a_forward_pass and unseen:
@@ -293,7 +293,7 @@ class Monitor:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _log(self, snapshot: Snapshot, histograms: bool) -> None:
-        self.writer.snapshot(snapshot, histograms=histograms, scalars={names.COST: self.cost})
+        self.writer.snapshot(snapshot, histograms=histograms, scalars={tags.COST: self.cost})
         if histograms:
             self._unprofiled = snapshot
             if self._depth_profiles(self.step):

@@ -12,7 +12,7 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from vgrad_torch.tensorboard.plugin import flow
-from vgrad_torch.tensorboard.tags import FIRST_NONFINITE, PLUGIN_NAME, THEORY, VERDICT, Axes, decode
+from vgrad_torch.tensorboard.tags import FIRST_NONFINITE, PLUGIN_NAME, THEORY, VERDICT, Axes, decode_axes
 
 NOTES = (VERDICT, FIRST_NONFINITE)
 """Texts of a run that are shown beside its name."""
@@ -143,7 +143,7 @@ def _filter(place: Place) -> Any:
 def _series(run: str, tag: str, listed: Any) -> Series:
     stamp = f"{listed.max_step} {listed.max_wall_time}"
     try:
-        return Series(run, tag, decode(listed.plugin_content), stamp)
+        return Series(run, tag, decode_axes(listed.plugin_content), stamp)
     except KeyError as error:
         problem = f"it lacks {error}"
     except (ValueError, TypeError) as error:

@@ -14,7 +14,8 @@ from werkzeug import wrappers
 
 from vgrad_torch.tensorboard.plugin import flow
 from vgrad_torch.tensorboard.plugin.reader import Place, Reader, Refused
-from vgrad_torch.tensorboard.tags import PLUGIN_NAME
+from vgrad_torch.tensorboard.plugin.waterfall import waterfall_view
+from vgrad_torch.tensorboard.tags import PLUGIN_NAME, layer_label
 
 STATIC = {
     "index.js": "text/javascript",
@@ -67,8 +68,8 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         place = _place(request)
         notes = self._reader.notes(place)
         series = [
-            {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "stamp": s.stamp, "problem": s.problem,
-             "notes": notes.get(s.run, {})}
+            {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "names": [*map(layer_label, s.axes.layers)],
+             "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {})}
             for s in self._reader.series(place)
         ]  # fmt: skip
         return http_util.Respond(request, {"series": series}, "application/json")
@@ -98,7 +99,9 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         except ValueError as error:
             theory, problem = {}, f"the theory's line is left out: {error}"
         named = {f"theory.{name}": line for name, line in theory.items()}
-        return _binary(request, {"step": shown, "problem": problem}, {**values, **named})
+        gradients = [values[name].tolist() for name in ("output_gradient", "input_gradient")]
+        waterfall = waterfall_view(found.profiles.layers, *gradients)
+        return _binary(request, {"step": shown, "problem": problem, "waterfall": waterfall}, {**values, **named})
 
 
 def _app(answer: Callable[[Any], Any]) -> Any:

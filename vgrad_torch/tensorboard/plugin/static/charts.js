@@ -1,13 +1,12 @@
-// The three pictures: flow map, depth profile, waterfall. Each draws itself into an element of a given width.
+// Flow map and depth profile. Each is drawn into an element of a given width.
 
-import { count, format, shade, shorten, special, stepTicks } from './scales.js';
-import { describe, factors } from './waterfall.js';
+import { count, shade, shorten, special, stepTicks } from './scales.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 const RIGHT = 20;
-const SEEN = 5; // a cell of zeros or NaN is drawn at least this many pixels wide and high
+const SPECIAL_SIZE = 5; // a cell of zeros or NaN is at least this many pixels wide and high
 
-// An SVG element; what is written into it is text, never markup.
+// An SVG element. Its content is text, never markup.
 export function svg(name, attributes = {}, parent = null, text = null) {
   const element = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -16,7 +15,7 @@ export function svg(name, attributes = {}, parent = null, text = null) {
   return element;
 }
 
-function picture(element, width, height, label) {
+export function picture(element, width, height, label) {
   return svg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label }, element);
 }
 
@@ -29,8 +28,8 @@ function title(parent, text) {
 const MAP_BOTTOM = 22;
 const rowsHeight = (layers) => Math.max(60, 2 * layers, Math.min(400, 22 * layers)); // a pixel for each half of a cell
 
-// `view`: {flow, names, scale, extent: [first step, end], left, words, pick(step), tip(event, lines or null)}.
-// Returns a function that moves the mark of the step chosen.
+// `view`: {flow, names, tags, scale, extent: [first step, end], left, description, format, pick(step), tip(event, lines)}.
+// Returns a function that moves the mark of the chosen step.
 export function drawMap(element, width, view) {
   const { flow, names, extent, left } = view;
   const height = rowsHeight(names.length);
@@ -41,7 +40,7 @@ export function drawMap(element, width, view) {
   canvas.style.cssText = `left:${left}px;width:${inner}px;height:${height}px`;
   element.append(canvas);
   paint(canvas, inner, height, view, ends);
-  const root = picture(element, width, height + MAP_BOTTOM, view.words);
+  const root = picture(element, width, height + MAP_BOTTOM, view.description);
   nameRows(root, names, left, height);
   stepAxis(root, extent, x, left, inner, height);
   const mark = svg('path', { class: 'cursor' }, root);
@@ -57,14 +56,14 @@ export function drawMap(element, width, view) {
   area.addEventListener('mouseleave', () => view.tip(event, null));
   area.addEventListener('mousemove', (event) => {
     const { bucket, layer } = at(event);
-    view.tip(event, bucket < 0 || !names.length ? null : cellWords(view, ends, bucket, layer));
+    view.tip(event, bucket < 0 || !names.length ? null : cellTip(view, ends, bucket, layer));
   });
   return (step) => mark.setAttribute('d', `M${x(step)},-1V${height + 4}`);
 }
 
 export const lastEnd = (starts) => starts.at(-1) + Math.max(1, starts.at(-1) - (starts.at(-2) ?? starts.at(-1) - 1));
 
-function cellWords(view, ends, bucket, layer) {
+function cellTip(view, ends, bucket, layer) {
   const { flow, names, tags } = view;
   const [low, high] = [flow.arrays.low, flow.arrays.high].map((m) => m.values[layer * m.columns + bucket]);
   const several = flow.samples > flow.starts.length && ends[bucket] - 1 > flow.starts[bucket];
@@ -74,8 +73,8 @@ function cellWords(view, ends, bucket, layer) {
   return [names[layer], tags[layer], `${steps}: ${values}`];
 }
 
-// Cell by cell in device pixels. The upper half of a cell is the largest value of its steps, the lower half the
-// smallest; so it is with buckets that share a pixel, of which there are many in a long run.
+// Paints cell by cell in device pixels. The upper half of a cell shows the largest value of its steps, the lower half
+// the smallest. Buckets that share a pixel are painted as one cell.
 function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
   const ratio = window.devicePixelRatio || 1;
   const [columns, rows] = [canvas.width, canvas.height] = [Math.round(width * ratio), Math.round(height * ratio)];
@@ -83,7 +82,7 @@ function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
   const image = context.createImageData(columns, rows);
   const halves = halfRows(rows, names.length);
   const column = (step) => Math.round(((step - extent[0]) / (extent[1] - extent[0])) * columns);
-  const marked = [];
+  const specialCells = [];
   for (let bucket = 0; bucket < flow.starts.length; ) {
     const from = column(flow.starts[bucket]);
     let next = bucket + 1;
@@ -92,13 +91,13 @@ function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
     for (const { top, bottom, layer, upper } of halves) {
       const value = extreme(upper ? flow.arrays.high : flow.arrays.low, layer, bucket, next, upper);
       const kind = special(value, scale);
-      if (kind) marked.push({ kind, box: widened(from, to, top, bottom, SEEN * ratio) });
+      if (kind) specialCells.push({ kind, box: widened(from, to, top, bottom, SPECIAL_SIZE * ratio) });
       else if (!Number.isNaN(value)) fill(image, [from, to, top, bottom], { plain: shade(scale.share(value)) });
     }
     bucket = next;
   }
-  marked.sort((a, b) => a.kind.rank - b.kind.rank);
-  for (const { kind, box } of marked) fill(image, box, kind);
+  specialCells.sort((a, b) => a.kind.rank - b.kind.rank);
+  for (const { kind, box } of specialCells) fill(image, box, kind);
   context.putImageData(image, 0, 0);
 }
 
@@ -110,12 +109,12 @@ function halfRows(rows, layers) {
 }
 
 function extreme(matrix, layer, from, to, upper) {
-  let found = NaN;
+  let result = NaN;
   for (let i = layer * matrix.columns + from; i < layer * matrix.columns + to; i += 1) {
     const value = matrix.values[i];
-    if (Number.isNaN(found) || (upper ? value > found : value < found)) found = value;
+    if (Number.isNaN(result) || (upper ? value > result : value < result)) result = value;
   }
-  return found;
+  return result;
 }
 
 function widened(left, right, top, bottom, least) {
@@ -154,13 +153,13 @@ function stepAxis(root, extent, x, left, width, height) {
   }
 }
 
-// --- along the layers ----------------------------------------------------------------------------------------------
+// --- depth profile -------------------------------------------------------------------------------------------------
 
 const BOTTOM = 26;
 const TOP = 10;
 
-// Bands of equal width for the layers, their names below, and an axis for the values with its grid.
-function layerFrame(root, { names, left, width, height, scale, top = 0, bottom = 0 }) {
+// Draws bands of equal width for the layers with their names below, and an axis with a grid for the values.
+export function layerFrame(root, { names, left, width, height, scale, top = 0, bottom = 0 }) {
   const inner = width - left - RIGHT;
   const band = inner / Math.max(names.length, 1);
   const x = (layer) => left + (layer + 0.5) * band;
@@ -181,11 +180,11 @@ function layerFrame(root, { names, left, width, height, scale, top = 0, bottom =
   return { x, y, band, inner, high, low };
 }
 
-// `view`: {series: [{label, style, values, theory}], names, scale, left, words, axis, tip}.
+// `view`: {lines: [{label, style, tags, values, theory}], names, scale, left, description, tip, format}.
 export function drawProfile(element, width, view) {
   const height = 270;
-  const root = picture(element, width, height, view.words);
-  const every = view.series.flatMap(({ values }) => [...values]);
+  const root = picture(element, width, height, view.description);
+  const every = view.lines.flatMap(({ values }) => [...values]);
   const top = every.includes(Infinity) ? 20 : 0;
   const bottom = view.scale.log && every.includes(0) ? 20 : 0;
   const frame = layerFrame(root, { ...view, width, height, top, bottom });
@@ -196,15 +195,15 @@ export function drawProfile(element, width, view) {
     if (value === Infinity) return TOP + 4;
     return value === 0 && view.scale.log ? height - BOTTOM - 4 : frame.y(value);
   };
-  for (const { style, values, theory } of view.series) {
+  for (const { style, values, theory } of view.lines) {
     const stroke = { style: `stroke:${style.colour}` };
-    if (theory) svg('path', { d: line(theory, frame.x, frame.y, view.scale), class: 'theory', ...stroke }, root);
-    svg('path', { d: line(values, frame.x, frame.y, view.scale), class: 'line', ...stroke }, root);
+    if (theory) svg('path', { d: path(theory, frame.x, frame.y, view.scale), class: 'theory', ...stroke }, root);
+    svg('path', { d: path(values, frame.x, frame.y, view.scale), class: 'line', ...stroke }, root);
   }
-  view.series.forEach((series) => marks(root, series, frame, place, view));
+  view.lines.forEach((line) => drawMarks(root, line, frame, place, view));
 }
 
-// The map's colours along the axis of values.
+// Draws the map's colours along the axis of values.
 function ramp(root, x, high, low) {
   const slice = (low - high) / 32;
   for (let i = 0; i < 32; i += 1) {
@@ -218,8 +217,8 @@ function lane(root, label, y, left, width) {
   svg('text', { x: left - 12, y, class: 'tick end middle' }, root, label);
 }
 
-// A line that is broken where there is no number to draw.
-function line(values, x, y, scale) {
+// A line with gaps where there is no number to draw.
+function path(values, x, y, scale) {
   let drawing = false;
   return Array.from(values, (value, i) => {
     const drawn = Number.isFinite(value) && (value > 0 || !scale.log);
@@ -229,7 +228,7 @@ function line(values, x, y, scale) {
   }).join('');
 }
 
-function marks(root, { label, style, values, theory, tags }, frame, place, view) {
+function drawMarks(root, { label, style, values, theory, tags }, frame, place, view) {
   const size = Math.min(1, Math.max(0.35, frame.band / 16));
   values.forEach((value, i) => {
     if (Number.isNaN(value)) return;
@@ -239,39 +238,4 @@ function marks(root, { label, style, values, theory, tags }, frame, place, view)
     mark.addEventListener('mousemove', (event) => view.tip(event, [label, tags[i], view.format(value), ...expected]));
     mark.addEventListener('mouseleave', (event) => view.tip(event, null));
   });
-}
-
-// `view`: {og, ig, names, scale, left, words, tip}; values are relative to the last layer's output gradient.
-export function drawWaterfall(element, width, view) {
-  const height = 220;
-  const root = picture(element, width, height, view.words);
-  const frame = layerFrame(root, { ...view, width, height });
-  const way = factors(view.og, view.ig);
-  const half = frame.band / 2;
-  for (const part of way.parts) {
-    const [from, to] = {
-      weights: [frame.x(part.from) - half, frame.x(part.from)],
-      activations: [frame.x(part.to), frame.x(part.to) + half],
-      'not split': [frame.x(part.to), frame.x(part.from)],
-    }[part.kind];
-    bar(root, part, from, to, frame, view);
-  }
-  for (let i = way.first; i <= way.last; i += 1) {
-    const value = view.og[i] / view.og[way.last];
-    if (!(value > 0 && value < Infinity)) continue;
-    svg('circle', { cx: frame.x(i), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
-  }
-}
-
-function bar(root, part, from, to, frame, view) {
-  const [top, bottom] = [part.before, part.after].map(frame.y).sort((a, b) => a - b);
-  const kind = part.kind.replace(' ', '-');
-  const gap = to - from > 8 ? 1 : 0;
-  const size = { x: from + gap, y: top, width: to - from - 2 * gap, height: Math.max(bottom - top, 1.5) };
-  const found = svg('rect', { ...size, class: `factor ${kind}` }, root);
-  found.addEventListener('mousemove', (event) => view.tip(event, [describe(part, view.names)]));
-  found.addEventListener('mouseleave', (event) => view.tip(event, null));
-  if (to - from < 34) return;
-  const y = top > frame.high + 12 ? top - 4 : bottom + 11;
-  svg('text', { x: (from + to) / 2, y, class: 'factor center' }, root, `×${format(part.factor)}`);
 }

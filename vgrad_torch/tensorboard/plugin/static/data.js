@@ -1,4 +1,4 @@
-// What the back end answers: the list of series, a flow map's numbers, one step's profile.
+// Requests to the server: the list of series, a flow map's numbers, one step's profile and waterfall.
 
 async function ask(route, query = {}) {
   const reply = await fetch(`./${route}?${new URLSearchParams(query)}`);
@@ -6,7 +6,7 @@ async function ask(route, query = {}) {
   return reply;
 }
 
-// See `_binary` in routes.py: length of the head, head, float32 arrays. A matrix becomes {rows, columns, values}.
+// Unpacks an answer of `_binary` in routes.py: length of the head, head, float32 arrays as {rows, columns, values}.
 function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
@@ -19,23 +19,24 @@ function unpack(buffer) {
   return { ...head, arrays };
 }
 
-const where = (series, preview) => ({ run: series.run, tag: series.tag, ...(preview ? { preview: 1 } : {}) });
+const address = (series, preview) => ({ run: series.run, tag: series.tag, ...(preview ? { preview: 1 } : {}) });
 
 export async function loadSeries() {
   return (await ask('runs')).json();
 }
 
 export async function loadFlow(series, quantity, preview) {
-  return unpack(await (await ask('flow', { ...where(series, preview), quantity })).arrayBuffer());
+  return unpack(await (await ask('flow', { ...address(series, preview), quantity })).arrayBuffer());
 }
 
 export async function loadProfile(series, step, preview) {
-  const answer = unpack(await (await ask('profile', { ...where(series, preview), step })).arrayBuffer());
-  const of = (name) => answer.arrays[name]?.values;
-  return { step: answer.step, problem: answer.problem, of, theory: (name) => of(`theory.${name}`) };
+  const answer = unpack(await (await ask('profile', { ...address(series, preview), step })).arrayBuffer());
+  const values = (name) => answer.arrays[name]?.values;
+  const theory = (name) => values(`theory.${name}`);
+  return { step: answer.step, problem: answer.problem, waterfall: answer.waterfall, values, theory };
 }
 
-// TensorBoard's reload button and timer.
+// Calls back when TensorBoard reloads, by its button or its timer.
 export function onReload(callback) {
   const channel = new MessageChannel();
   channel.port1.onmessage = (message) => {

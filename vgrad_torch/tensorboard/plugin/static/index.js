@@ -1,18 +1,18 @@
-// The Gradient Flow page: what is chosen, what was loaded, and when it is drawn again.
+// The Gradient Flow page: loads what the user chose and draws it.
 
-import { drawMap, drawProfile, drawWaterfall, lastEnd, svg } from './charts.js';
+import { drawMap, drawProfile, lastEnd, svg } from './charts.js';
 import { loadProfile, loadSeries, onReload } from './data.js';
 import { build, h, QUANTITIES } from './page.js';
-import { count, format, gradient, layerName, logScale, runStyle, shareScale, shorten, SPECIAL } from './scales.js';
+import { count, format, gradient, logScale, runStyle, shareScale, shorten, SPECIAL } from './scales.js';
 import {
   allSteps, currentStep, drawable, flowOf, keyOf, loaded, loadOne, profiled, profileOf, range, shown, state,
 } from './state.js';
-import { factors, words } from './waterfall.js';
+import { drawWaterfall } from './waterfall.js';
 
 const SHOWN_AT_FIRST = 5;
 
-const marks = []; // functions that move the maps' marks to a step
-let page; // its elements that change
+const markMovers = []; // for each map, a function that moves its mark to a step
+let page; // the elements that change
 
 const percent = (x) => (Number.isFinite(x) ? `${Number((100 * x).toPrecision(3))} %` : format(x));
 const formatted = (x) => (state.quantity === 'zero_fraction' ? percent(x) : format(x));
@@ -29,7 +29,7 @@ export async function render() {
   window.addEventListener('resize', drawSoon);
 }
 
-// The page around this one says by a class of its body whether it is dark.
+// A class on the body of TensorBoard's page says whether it is dark.
 function followTheme() {
   const { body } = window.parent.document;
   const follow = () => document.documentElement.classList.toggle('dark', body.classList.contains('dark-mode'));
@@ -37,7 +37,7 @@ function followTheme() {
   follow();
 }
 
-// --- what is chosen ------------------------------------------------------------------------------------------------
+// --- the user's choices ------------------------------------------------------------------------------------------------
 
 function choose(quantity) {
   state.quantity = quantity;
@@ -70,26 +70,26 @@ async function refresh() {
   }
   page.body.hidden = !state.series.length;
   page.empty.hidden = state.series.length > 0;
-  clearTimeout(page.again);
-  if (!state.series.length) page.again = setTimeout(refresh, 3000);
+  clearTimeout(page.nextLook);
+  if (!state.series.length) page.nextLook = setTimeout(refresh, 3000);
   await load();
 }
 
-// First what is quick to have, then, run by run, all there is.
+// First a preview of every run, which is quick; then all of each run, one after the other.
 async function load() {
-  const turn = ++state.turn;
-  const current = () => turn === state.turn;
+  const id = ++state.loadId;
+  const current = () => id === state.loadId;
   page.main.ariaBusy = true;
-  const wanted = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
-  await Promise.all(wanted.map((series) => loadOne(series, !flowOf(series)).then(() => current() && drawSoon())));
+  const outdated = shown().filter((series) => loaded(series)?.stamp !== series.stamp);
+  await Promise.all(outdated.map((series) => loadOne(series, !flowOf(series)).then(() => current() && drawSoon())));
   if (!current()) return;
-  cancelAnimationFrame(drawing);
+  cancelAnimationFrame(nextFrame);
   draw();
   await loadProfiles();
-  const rest = shown().filter((series) => flowOf(series)?.complete === false);
-  for (const [i, series] of rest.entries()) {
+  const previews = shown().filter((series) => flowOf(series)?.complete === false);
+  for (const [i, series] of previews.entries()) {
     if (!current()) return;
-    page.status.textContent = `A first look at a few steps; reading all of run ${i + 1} of ${rest.length} …`;
+    page.status.textContent = `Showing a few steps; loading the rest of run ${i + 1} of ${previews.length} …`;
     await loadOne(series, false);
     if (!current()) return;
     draw();
@@ -100,14 +100,14 @@ async function load() {
   page.main.ariaBusy = false;
 }
 
-let busy = false;
-let again = false;
+let profilesLoading = false;
+let reloadRequested = false;
 
-// One at a time: while one is under way, only the newest wish is remembered.
+// One request at a time. Of the steps asked for in the meantime only the last is loaded.
 async function loadProfiles() {
-  again = busy;
-  if (busy) return;
-  busy = true;
+  reloadRequested = profilesLoading;
+  if (profilesLoading) return;
+  profilesLoading = true;
   const step = currentStep();
   await Promise.all(drawable().map(async (series) => {
     try {
@@ -117,18 +117,18 @@ async function loadProfiles() {
       page.status.textContent = error.message;
     }
   }));
-  busy = false;
-  if (again) await loadProfiles();
+  profilesLoading = false;
+  if (reloadRequested) await loadProfiles();
   else drawProfiles();
 }
 
 // --- drawing -------------------------------------------------------------------------------------------------------
 
-let drawing = 0;
+let nextFrame = 0;
 
 function drawSoon() {
-  cancelAnimationFrame(drawing);
-  drawing = requestAnimationFrame(draw);
+  cancelAnimationFrame(nextFrame);
+  nextFrame = requestAnimationFrame(draw);
 }
 
 function draw() {
@@ -164,15 +164,15 @@ function drawRuns() {
     if (focused === key) queueMicrotask(() => input.focus());
     return line;
   }));
-  const held = drawable().filter((series) => flowOf(series).thinned);
-  const most = Math.max(...held.map((series) => flowOf(series).samples));
-  page.notice.textContent = held.length
-    ? `TensorBoard keeps at most ${count(most)} steps of such a run, drawn at random where there are more. ` +
-      'To keep all: tensorboard --samples_per_plugin gradient_flow=0'
+  const thinned = drawable().filter((series) => flowOf(series).thinned);
+  const most = Math.max(...thinned.map((series) => flowOf(series).samples));
+  page.notice.textContent = thinned.length
+    ? `TensorBoard keeps at most ${count(most)} steps of a run and drops others at random. ` +
+      'To keep all, start it with: tensorboard --samples_per_plugin gradient_flow=0'
     : '';
 }
 
-// One scale for all runs: the whole range of what they hold.
+// One scale for all runs, over the whole range of their values and of `more`, a list of arrays.
 function scale(more = []) {
   if (state.quantity === 'zero_fraction') return shareScale();
   const ranges = [...drawable().map((series) => flowOf(series).range), ...more.map((values) => range([values]))];
@@ -187,43 +187,45 @@ function drawLegend() {
   const stripes = ({ plain, stripe, slope }) =>
     `background:repeating-linear-gradient(${-45 * slope}deg, rgb(${plain}) 0 4px, rgb(${stripe}) 4px 5px)`;
   const special = Object.values(SPECIAL).filter((kind) => state.quantity !== 'zero_fraction' || kind !== SPECIAL.zero);
-  const key = (style, words) => h('span', { class: 'key' }, h('span', { class: 'box', style }), words);
-  const keys = special.map((kind) => key(stripes(kind), kind.words));
-  const nothing = key('background:var(--grid);border:1px solid var(--line)', 'not measured');
-  page.legend.replaceChildren(ramp, ...keys, nothing);
+  const key = (style, label) => h('span', { class: 'key' }, h('span', { class: 'box', style }), label);
+  const keys = special.map((kind) => key(stripes(kind), kind.label));
+  const missing = key('background:var(--grid);border:1px solid var(--line)', 'not measured');
+  page.legend.replaceChildren(ramp, ...keys, missing);
   const [name, meaning] = QUANTITIES[state.quantity];
   const thinned = drawable().some((series) => flowOf(series).samples > flowOf(series).starts.length);
-  page.explained.textContent = `${name}: ${meaning}; layers from first (top) to last, training steps to the right.` +
-    (thinned ? ' Of several steps in a cell its upper half shows the largest value, its lower half the smallest.' : '');
+  page.explained.textContent =
+    `${name}: ${meaning}. Rows are layers, the first one on top; columns are training steps.` +
+    (thinned ? ' A cell of several steps shows their largest value in its upper half, the smallest in its lower half.' : '');
 }
 
-const LETTER = 6.4;
+const LETTER_WIDTH = 6.4;
 
-// Layers' names begin at the same place in all pictures.
+// The space for the layers' names is the same in all pictures.
 function leftMargin() {
-  const lengths = drawable().flatMap(({ layers }) => layers.map((tag) => shorten(layerName(tag)).length));
+  const lengths = drawable().flatMap(({ names }) => names.map((name) => shorten(name).length));
   const longest = Math.max(5, ...lengths);
-  return Math.round(18 + LETTER * longest);
+  return Math.round(18 + LETTER_WIDTH * longest);
 }
 
 function drawMaps() {
-  marks.length = 0;
-  const series = shown();
+  markMovers.length = 0;
+  const allSeries = shown();
   const flows = drawable().map(flowOf);
   const starts = flows.map((flow) => flow.starts);
   const extent = [Math.min(...starts.map(([first]) => first)), Math.max(...starts.map(lastEnd))];
   const common = { scale: scale(), extent, left: leftMargin(), pick, tip, format: formatted };
-  const cards = series.map((one) => h('div', { class: 'card', 'data-run': one.run }, heading(one), ...notes(one)));
+  const cards = allSeries.map((series) =>
+    h('div', { class: 'card', 'data-run': series.run }, heading(series), ...notes(series)));
   page.maps.replaceChildren(...cards);
-  series.forEach((one, i) => {
-    const flow = flowOf(one);
-    if (!flow || !one.layers.length) return;
+  allSeries.forEach((series, i) => {
+    const flow = flowOf(series);
+    if (!flow || !series.layers.length) return;
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
-    const names = one.layers.map(layerName);
+    const { names, layers: tags } = series;
     const size = `${names.length} layers over ${count(flow.samples)} steps`;
-    const words = `Flow map of ${label(one)}: ${QUANTITIES[state.quantity][0]} of ${size}`;
-    marks.push(drawMap(box, box.clientWidth, { ...common, flow, names, tags: one.layers, words }));
+    const description = `Flow map of ${label(series)}: ${QUANTITIES[state.quantity][0]} of ${size}`;
+    markMovers.push(drawMap(box, box.clientWidth, { ...common, flow, names, tags, description }));
   });
 }
 
@@ -231,81 +233,86 @@ const heading = (series) => h('h3', {}, swatch(series), h('span', {}, label(seri
 
 function notes(series) {
   const problem = loaded(series)?.problem;
-  const found = Object.values(series.notes).map(note);
-  return problem ? [h('p', { class: 'problem', role: 'alert' }, problem), ...found] : found;
+  const texts = Object.values(series.notes).map(note);
+  return problem ? [h('p', { class: 'problem', role: 'alert' }, problem), ...texts] : texts;
 }
 
-// A text of the run without its tables, **words** in bold; what follows the first sentence can be unfolded.
+// A text of the run without its tables, with **bold** words. The first sentence is shown, a click shows the rest.
 function note(text) {
-  const words = text.split('\n').filter((line) => !line.startsWith('|')).join('\n').trim();
-  const end = words.indexOf('. ') + 1;
-  const first = (end ? words.slice(0, end) : words).split('**').map((part, i) => (i % 2 ? h('strong', {}, part) : part));
-  return end ? h('details', { class: 'note muted' }, h('summary', {}, ...first), words.slice(end)) : h('p', { class: 'note muted' }, ...first);
+  const plain = text.split('\n').filter((line) => !line.startsWith('|')).join('\n').trim();
+  const end = plain.indexOf('. ') + 1;
+  const sentence = end ? plain.slice(0, end) : plain;
+  const first = sentence.split('**').map((part, i) => (i % 2 ? h('strong', {}, part) : part));
+  if (!end) return h('p', { class: 'note muted' }, ...first);
+  return h('details', { class: 'note muted' }, h('summary', {}, ...first), plain.slice(end));
 }
 
 function drawStep() {
   const steps = allSteps();
   const step = currentStep();
-  const place = Math.max(0, steps.findLastIndex((one) => one <= step));
+  const place = Math.max(0, steps.findLastIndex((candidate) => candidate <= step));
   page.slider.max = Math.max(0, steps.length - 1);
   page.slider.value = place;
   page.slider.setAttribute('aria-valuetext', `step ${steps[place] ?? 0}`);
   page.step.textContent = steps.length ? `${count(step)} of ${count(steps.at(-1))}` : '';
-  marks.forEach((move) => move(step));
+  markMovers.forEach((move) => move(step));
 }
 
 function drawProfiles() {
-  const found = profiled().map((series) => ({
+  const lines = profiled().map((series) => ({
     label: label(series), style: styleOf(series), tags: series.layers,
-    values: profileOf(series).of(state.quantity), theory: profileOf(series).theory(state.quantity),
+    values: profileOf(series).values(state.quantity), theory: profileOf(series).theory(state.quantity),
   }));
-  const longest = profiled().reduce((longest, { layers }) => (layers.length > longest.length ? layers : longest), []);
-  const theories = found.flatMap(({ theory }) => (theory ? [theory] : []));
-  const words = `${QUANTITIES[state.quantity][1]} against depth, step ${count(currentStep())}`;
-  const view = { series: found, names: longest.map(layerName), scale: scale(theories), left: leftMargin(), words, tip };
-  page.profileWords.textContent = words + others() + (theories.length ? '; dashed: theory, before training' : '') + '.';
+  const names = deepestNames();
+  const theories = lines.flatMap(({ theory }) => (theory ? [theory] : []));
+  const description = `${QUANTITIES[state.quantity][1]} of each layer at step ${count(currentStep())}`;
+  const view = { lines, names, scale: scale(theories), left: leftMargin(), description, tip, format: formatted };
+  page.profileText.textContent = [
+    `${description}${otherSteps()}.`,
+    theories.length ? 'Dashed: theory, before training.' : '',
+    ...profiled().map((series) => profileOf(series).problem),
+  ].filter(Boolean).join(' ');
   page.profile.replaceChildren();
-  if (longest.length) drawProfile(page.profile, page.profile.clientWidth, { ...view, format: formatted });
+  if (names.length) drawProfile(page.profile, page.profile.clientWidth, view);
   drawNumbers();
   drawWaterfalls();
 }
 
-// Runs that have no sample at this step show the latest before it.
-function others() {
-  const off = profiled().filter((series) => profileOf(series).step !== currentStep());
-  return off.map((series) => `; ${label(series)}: step ${count(profileOf(series).step)}`).join('') +
-    profiled().map((series) => profileOf(series).problem).filter(Boolean).map((problem) => `; ${problem}`).join('');
+// The layers' names of the run that has most of them.
+const deepestNames = () => profiled().reduce((most, { names }) => (names.length > most.length ? names : most), []);
+
+// A run without a sample at the chosen step shows its latest one before it.
+function otherSteps() {
+  const others = profiled().filter((series) => profileOf(series).step !== currentStep());
+  return others.map((series) => `; ${label(series)}: step ${count(profileOf(series).step)}`).join('');
 }
 
 function drawNumbers() {
   page.numbers.querySelector('.scroll')?.remove();
   if (!page.numbers.open) return;
   const columns = profiled();
-  const longest = columns.reduce((longest, { layers }) => (layers.length > longest.length ? layers : longest), []);
-  const cell = (series, i) => (i < series.layers.length ? formatted(profileOf(series).of(state.quantity)[i]) : '');
-  const rows = longest.map((tag, i) =>
-    h('tr', {}, h('th', { scope: 'row' }, layerName(tag)), ...columns.map((one) => h('td', {}, cell(one, i)))));
+  const cell = (series, i) => (i < series.layers.length ? formatted(profileOf(series).values(state.quantity)[i]) : '');
+  const rows = deepestNames().map((name, i) =>
+    h('tr', {}, h('th', { scope: 'row' }, name), ...columns.map((series) => h('td', {}, cell(series, i)))));
   const head = h('tr', {}, h('th', {}, 'layer'), ...columns.map((series) => h('th', { scope: 'col' }, label(series))));
   const table = h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows));
   page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, table));
 }
 
 function drawWaterfalls() {
-  const ways = profiled().map((series) => {
-    const [og, ig] = ['output_gradient', 'input_gradient'].map((name) => profileOf(series).of(name));
-    return { series, og, ig, way: factors(og, ig), names: series.layers.map(layerName) };
+  const waterfalls = profiled().map((series) => profileOf(series).waterfall);
+  const levels = waterfalls.flatMap(({ bars }) => bars.flatMap(({ before, after }) => [before, after]));
+  const scale = logScale(levels.reduce((a, b) => Math.min(a, b), 0.1), levels.reduce((a, b) => Math.max(a, b), 1));
+  const cards = profiled().map((series, i) => {
+    const text = h('p', { class: 'words' }, waterfalls[i].text);
+    return h('div', { class: 'card', 'data-run': series.run }, heading(series), text);
   });
-  const levels = ways.flatMap(({ way }) => way.parts.flatMap(({ before, after }) => [before, after]));
-  const common = logScale(levels.reduce((a, b) => Math.min(a, b), 0.1), levels.reduce((a, b) => Math.max(a, b), 1));
-  const told = ({ way, names, og }) => words(way, names, og);
-  const cards = ways.map((one) =>
-    h('div', { class: 'card', 'data-run': one.series.run }, heading(one.series), h('p', { class: 'words' }, told(one))));
   page.waterfalls.replaceChildren(...cards);
-  ways.forEach((one, i) => {
-    if (!one.way.parts.length) return;
+  profiled().forEach(({ names }, i) => {
+    if (!waterfalls[i].bars.length) return;
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
-    drawWaterfall(box, box.clientWidth, { ...one, scale: common, left: leftMargin(), words: told(one), tip });
+    drawWaterfall(box, box.clientWidth, { waterfall: waterfalls[i], names, scale, left: leftMargin(), tip });
   });
 }
 

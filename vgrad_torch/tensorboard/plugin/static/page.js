@@ -1,16 +1,16 @@
-// The parts of the page that are always there, and how an element is made.
+// The parts of the page that are always there, and a function that makes elements.
 
-// What can be shown -> its name, and what is drawn of it.
+// Quantity -> its name, and the number that is drawn.
 export const QUANTITIES = {
   weight_gradient: ['weight gradients', 'log10 RMS of dL/dW'],
   output_gradient: ['output gradients', 'log10 RMS of dL/dz'],
   output: ['outputs', 'log10 RMS of z = Wx + b'],
   weight: ['weights', 'log10 RMS of W'],
-  update_ratio: ['update ratio', 'log10 of RMS of the change of W over RMS of W'],
+  update_ratio: ['update ratio', 'log10 of RMS(change of W in one step) / RMS(W)'],
   zero_fraction: ['zero fraction', 'share of exact zeros in dL/dW'],
 };
 
-// An element; strings among its children are text, never markup.
+// An element. Strings among its children are text, never markup.
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -21,7 +21,7 @@ export function h(name, attributes = {}, ...children) {
   return element;
 }
 
-// The empty page. `on` says what to do: slide(), choose(quantity), numbers().
+// Builds the page without data. `on` has the functions to call: slide(), choose(quantity), numbers().
 export function build(on, chosen) {
   const page = {};
   page.runs = h('div', { id: 'runs' });
@@ -32,9 +32,9 @@ export function build(on, chosen) {
   page.explained = h('p', { class: 'muted' });
   page.legend = h('div', { class: 'keys', id: 'legend' });
   page.maps = h('div', { class: 'cards', id: 'maps' });
-  page.profileWords = h('p', { class: 'muted' });
+  page.profileText = h('p', { class: 'muted' });
   page.profile = h('div', { class: 'picture' });
-  page.numbers = h('details', { id: 'numbers', ontoggle: on.numbers }, h('summary', {}, 'The numbers'));
+  page.numbers = h('details', { id: 'numbers', ontoggle: on.numbers }, h('summary', {}, 'Show the numbers'));
   page.waterfalls = h('div', { class: 'cards', id: 'waterfalls' });
   page.tip = h('div', { id: 'tip', hidden: true });
   page.main = h('main', {}, stepBar(page), mapSection(page), profileSection(page), waterfallSection(page));
@@ -62,33 +62,33 @@ const mapSection = (page) => h('section', { id: 'flow' },
   h('header', {}, h('div', {}, h('h2', {}, 'Flow map'), page.explained), page.legend), page.maps);
 
 const profileSection = (page) => h('section', { id: 'profile' },
-  h('header', {}, h('div', {}, h('h2', {}, 'Depth profile'), page.profileWords)),
+  h('header', {}, h('div', {}, h('h2', {}, 'Depth profile'), page.profileText)),
   h('div', { class: 'card' }, page.profile, page.numbers));
 
 function waterfallSection(page) {
-  const key = (kind, words) =>
-    h('span', { class: 'key' }, h('span', { class: 'box', style: `background:var(--${kind})` }), words);
+  const key = (kind, label) =>
+    h('span', { class: 'key' }, h('span', { class: 'box', style: `background:var(--${kind})` }), label);
   return h('section', { id: 'waterfall' },
     h('header', {},
       h('div', {}, h('h2', {}, 'Waterfall'),
         h('p', { class: 'muted' },
-          'The gradient on its way from the last layer, right, to the first, left; ' +
-          'log axis, 1 is the output gradient of the last layer.')),
-      h('div', { class: 'keys' }, key('weights', 'weights'), key('activations', 'activation'), key('both', 'not split'))),
+          'How each layer changes the gradient on its way from the last layer (right) to the first (left). ' +
+          'Log axis; 1 is the output gradient of the last layer.')),
+      h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activation'), key('unsplit', 'not split'))),
     page.waterfalls,
     h('p', { class: 'muted' },
       'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activation: RMS of a layer’s output ' +
-      'gradient over RMS of the input gradient of the layer above. Their product is always the ratio of the ends. Where a ' +
-      'model branches or adds (residual connections), a factor between two layers also holds what other paths bring, so ' +
-      'only in a plain chain does it tell who took the gradient. Shares are of the logarithm.'));
+      'gradient over RMS of the next layer’s input gradient. Not split: both together, where an input gradient is missing. ' +
+      'Shares are shares of the logarithm. In a model with branches or residual connections, a factor also includes the ' +
+      'gradient that arrives on other paths, so it does not show the effect of one layer alone.'));
 }
 
 function emptyState() {
   return h('div', { id: 'empty', hidden: true },
     h('h2', {}, 'No gradients here yet'),
-    h('p', {}, 'No run in this log folder was written by vgrad_torch. Train a network that comes with it:'),
+    h('p', {}, 'No run in this log folder holds gradients from vgrad_torch. Train one of its networks:'),
     h('pre', {}, 'vgrad train --act sigmoid\nvgrad train --act relu'),
-    h('p', {}, 'or watch your own, by one line around your training loop:'),
+    h('p', {}, 'Or watch your own model with one line around your training loop:'),
     h('pre', {}, 'import vgrad_torch as vg\n\nwith vg.watch(model, optimizer, logdir="runs/mine"):\n    ...  # your loop'),
     h('p', { class: 'muted' }, 'This page looks again every few seconds.'));
 }

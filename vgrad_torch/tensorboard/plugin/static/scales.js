@@ -1,6 +1,6 @@
-// Colours, axes, and how numbers and layers are written.
+// Colours, axes, and how numbers and names are written.
 
-// Viridis (van der Walt and Smith): even steps for the eye, in grey and for the colour-blind too.
+// Viridis (van der Walt and Smith): equal steps look equal, in grey and to the colour-blind too.
 const VIRIDIS = [
   '440154', '48186a', '472d7b', '424086', '3b528b', '33638d', '2c728e', '26828e', '21918c',
   '1fa088', '28ae80', '3fbc73', '5ec962', '84d44b', 'addc30', 'd8e219', 'fde725',
@@ -17,11 +17,11 @@ export const shade = (share) => SHADES[Math.max(0, Math.min(255, Math.round(shar
 export const gradient = (direction) =>
   `linear-gradient(${direction}, ${VIRIDIS.map((rgb) => `rgb(${rgb})`).join(', ')})`;
 
-// Cells without a place on the scale: a colour with stripes. They differ in lightness and in the stripes' direction too,
-// so that no colour has to be told from another. Of cells side by side the higher rank is drawn on top.
+// Cells whose value has no place on the scale: a colour with stripes. The kinds also differ in lightness and in the
+// direction of the stripes, for the colour-blind. Of neighbouring cells the one with the higher rank is drawn on top.
 export const SPECIAL = {
-  zero: { words: 'exactly zero', plain: [0, 0, 0], stripe: [190, 190, 190], slope: 1, rank: 1 },
-  nonfinite: { words: 'NaN or infinite', plain: [213, 0, 50], stripe: [255, 255, 255], slope: -1, rank: 2 },
+  zero: { label: 'exactly zero', plain: [0, 0, 0], stripe: [190, 190, 190], slope: 1, rank: 1 },
+  nonfinite: { label: 'NaN or infinite', plain: [213, 0, 50], stripe: [255, 255, 255], slope: -1, rank: 2 },
 };
 
 export function special(value, scale) {
@@ -29,7 +29,7 @@ export function special(value, scale) {
   return value === 0 && scale.log ? SPECIAL.zero : null;
 }
 
-// Each run has a colour (of style.css, after Okabe and Ito) and a mark of its own.
+// Each run has its own colour (of style.css, after Okabe and Ito) and mark.
 const COLOURS = 8;
 const MARKS = [
   'M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0', 'M-4,-4h8v8h-8z', 'M0,-5l5,9h-10z', 'M0,-5.5l5,5.5l-5,5.5l-5,-5.5z',
@@ -37,7 +37,7 @@ const MARKS = [
 ];
 export const runStyle = (place) => ({ colour: `var(--run-${place % COLOURS})`, mark: MARKS[place % MARKS.length] });
 
-// Two digits, and powers of ten as people write them: 0.19, 42, 1.4e-6.
+// A number in two digits: 0.19, 42, 1.4e-6.
 export function format(x) {
   if (Number.isNaN(x)) return 'not measured';
   if (x === Infinity) return 'NaN or infinite';
@@ -46,7 +46,7 @@ export function format(x) {
   return x.toExponential(1).replace('e+', 'e').replace('.0e', 'e');
 }
 
-// A scale maps values to 0..1 and has ticks {at, label}; a log scale ends at whole powers of ten, a short one at halves.
+// A scale maps values to 0..1 and has ticks {at, label}. A log scale ends at whole (if short, half) powers of ten.
 export function logScale(low, high) {
   if (!(low > 0 && high >= low && high < Infinity)) [low, high] = [0.1, 1];
   let [from, to] = [Math.log10(low), Math.log10(high)];
@@ -57,11 +57,11 @@ export function logScale(low, high) {
   const ticks = (most) => {
     const stride = [1, 2, 3, 5, 10, 20].find((n) => (to - from) / n < most) ?? 40;
     const multiples = to - from < 2 ? [1, 2, 5] : [1];
-    const found = [];
+    const ticks = [];
     for (let e = Math.floor(from / stride) * stride; e <= to; e += stride) {
-      for (const m of multiples) found.push({ at: share(m * 10 ** e), label: tick(m, e) });
+      for (const m of multiples) ticks.push({ at: share(m * 10 ** e), label: tick(m, e) });
     }
-    return found.filter(({ at }) => at > -1e-9 && at < 1 + 1e-9);
+    return ticks.filter(({ at }) => at > -1e-9 && at < 1 + 1e-9);
   };
   return { log: true, share, ticks };
 }
@@ -77,15 +77,12 @@ export function stepTicks(from, to, most) {
   const rough = (to - from) / most || 1;
   const unit = 10 ** Math.floor(Math.log10(rough));
   const stride = Math.max(1, [1, 2, 5, 10].map((n) => n * unit).find((n) => n >= rough));
-  const found = [];
-  for (let step = Math.ceil(from / stride) * stride; step <= to; step += stride) found.push(step);
-  return found;
+  const steps = [];
+  for (let step = Math.ceil(from / stride) * stride; step <= to; step += stride) steps.push(step);
+  return steps;
 }
 
 export const count = (number) => number.toLocaleString('en');
 
-// A layer's tag is like 3-block.fc3-256x128; its name is what stands between number and size.
-export const layerName = (tag) => tag.replace(/^\d+-/, '').replace(/-\d+x\d+$/, '') || tag;
-
-// The end of a long name tells more than its beginning.
+// A long name keeps its end, which says more than its beginning.
 export const shorten = (name, most = 20) => (name.length > most ? `…${name.slice(1 - most)}` : name);

@@ -1,4 +1,4 @@
-// What is chosen and what was loaded, and questions about both.
+// What the user chose and what was loaded, with functions that look things up in both.
 
 import { loadFlow } from './data.js';
 
@@ -7,7 +7,7 @@ export const state = {
   chosen: new Map(), // key of a series -> whether it is shown; the user's choice outlives a reload
   flows: new Map(), // key and quantity -> {stamp, flow} or {stamp, problem}
   profiles: new Map(), // key -> profile
-  turn: 0, // of loading; what an older turn brings is dropped
+  loadId: 0, // of the newest load; answers to older ones are dropped
 };
 
 export const keyOf = ({ run, tag }) => `${run}\n${tag}`;
@@ -19,22 +19,22 @@ export const drawable = () => shown().filter(flowOf);
 export const profiled = () => drawable().filter((series) => state.profiles.has(keyOf(series)));
 export const profileOf = (series) => state.profiles.get(keyOf(series));
 
-// Steps of which a whole profile is at hand.
+// Steps with a profile.
 export const allSteps = () => [...new Set(drawable().flatMap((series) => flowOf(series).steps))].sort((a, b) => a - b);
 
 export const currentStep = () => Math.min(state.step, allSteps().at(-1) ?? 0);
 
-// A series' flow map of the quantity chosen, or why there is none.
+// Loads a series' flow map of the chosen quantity, or the reason why there is none.
 export async function loadOne(series, preview) {
   const { quantity } = state;
-  const found = { stamp: series.stamp };
+  const entry = { stamp: series.stamp };
   try {
-    found.flow = await loadFlow(series, quantity, preview);
-    found.flow.range = range(Object.values(found.flow.arrays).map(({ values }) => values));
+    entry.flow = await loadFlow(series, quantity, preview);
+    entry.flow.range = range(Object.values(entry.flow.arrays).map(({ values }) => values));
   } catch (error) {
-    found.problem = error.message;
+    entry.problem = error.message;
   }
-  state.flows.set(`${keyOf(series)}\n${quantity}`, found);
+  state.flows.set(`${keyOf(series)}\n${quantity}`, entry);
 }
 
 // Smallest and largest of the positive finite numbers.

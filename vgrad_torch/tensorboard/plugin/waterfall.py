@@ -1,0 +1,175 @@
+"""The waterfall of the Gradient Flow tab: the bars and sentences that the page shows for one step of one run.
+
+The factors and their shares are those of `verdict.waterfall`. Layers without an input gradient are shown too, as one
+factor for weight and activation together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from typing import Any
+
+from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
+from vgrad_torch.tensorboard import tags
+from vgrad_torch.verdict.waterfall import Factor, Waterfall, waterfall
+from vgrad_torch.verdict.words import called
+
+UNSPLIT = "unsplit"
+"""Kind of a factor for the weights and activations between two layers together."""
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+_NAMES = {"weight": "weights", "activation": "activations", UNSPLIT: "not split"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One factor on the gradient's way from layer `start` to layer `end`, by their places in forward order.
+
+    They are equal for a weight. The gradient is `before` and `after` the factor, relative to that at the last layer.
+    """
+
+    start: int
+    end: int
+    before: float
+    after: float
+    factor: Factor
+
+
+def waterfall_view(
+    layers: Sequence[str], output_gradients: Sequence[float], input_gradients: Sequence[float]
+) -> dict[str, Any]:
+    """What the page draws, as JSON can hold it: `text`, `bars` from the last layer to the first, and `levels`.
+
+    `levels` are the layers' output gradients, [layer, value relative to the last layer]. The arguments are the layers'
+    tags and the RMS of their gradients: infinity where there is NaN or infinity, NaN where nothing was measured.
+    """
+    snapshots = _snapshots(layers, output_gradients, input_gradients)
+    measured = [place for place, layer in enumerate(snapshots) if layer.output_gradient]
+    path = list(takewhile(lambda place: 0 < output_gradients[place] < math.inf, reversed(measured)))
+    bars = list(_bars(snapshots, path))
+    return {
+        "text": _text(snapshots, measured, path, [bar.factor for bar in bars]),
+        "bars": [_drawn(bar, snapshots) for bar in bars],
+        "levels": [[place, _rounded(output_gradients[place] / output_gradients[path[0]])] for place in path],
+    }
+
+
+def _snapshots(
+    layers: Sequence[str], output_gradients: Sequence[float], input_gradients: Sequence[float]
+) -> list[LayerSnapshot]:
+    """The layers with the two gradients alone; an input gradient that gives no factor is left out."""
+
+    def stats(rms: float) -> Stats:
+        return Stats(1, 0, 0, rms, 0.0, rms, rms)
+
+    bare = [
+        LayerSnapshot(
+            place, tags.layer_label(tag), "", "",
+            output_gradient=None if math.isnan(output) else stats(output),
+            input_gradient=stats(input_) if 0 < input_ < math.inf else None,
+        )
+        for place, (tag, output, input_) in enumerate(zip(layers, output_gradients, input_gradients, strict=True))
+    ]  # fmt: skip
+    return list(with_activation_gains(bare))
+
+
+def _bars(snapshots: Sequence[LayerSnapshot], path: Sequence[int]) -> Iterator[Bar]:
+    level = 1.0
+    for above, below in pairwise(path):
+        step = waterfall(Snapshot(0, (snapshots[below], snapshots[above])))
+        assert step is not None  # both layers have a gradient
+        for factor in step.factors or (Factor(snapshots[below].label, UNSPLIT, step.ratio),):
+            end = above if factor.kind == "weight" else below
+            yield Bar(above, end, level, level * factor.gain, factor)
+            level *= factor.gain
+
+
+def _drawn(bar: Bar, snapshots: Sequence[LayerSnapshot]) -> dict[str, Any]:
+    """A bar with its number and the words shown when the mouse is over it."""
+    above, below = (called(snapshots[place].label) for place in (bar.start, bar.end))
+    number = f"{TIMES}{_number(math.log10(bar.factor.gain))}"
+    words = {
+        "weight": f"weights of {above}",
+        "activation": f"activation between {below} and {above}",
+        UNSPLIT: f"weights and activations between {below} and {above} together",
+    }[bar.factor.kind]
+    ends = {"before": _rounded(bar.before), "after": _rounded(bar.after)}
+    places = {"start": bar.start, "end": bar.end}
+    return {"kind": bar.factor.kind, **places, **ends, "number": number, "tip": f"{words}: {number}"}
+
+
+# --- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _text(
+    snapshots: Sequence[LayerSnapshot], measured: Sequence[int], path: Sequence[int], factors: Sequence[Factor]
+) -> str:
+    if not measured:
+        return "No output gradient was measured at this step."
+    if len(measured) == len(path) == 1:
+        return f"Only {called(snapshots[path[0]].label)} has an output gradient, so there is nothing to compare."
+    sentences = []
+    if factors:
+        first, last = (called(snapshots[path[end]].label) for end in (-1, 0))
+        sentences += [_product(first, last, factors), _shares(factors)]
+    if len(path) < len(measured):
+        sentences.append(_stop(snapshots[measured[-len(path) - 1]]))
+    return " ".join(sentences)
+
+
+def _product(first: str, last: str, factors: Sequence[Factor]) -> str:
+    logs = _logs_by_kind(factors)
+    total = sum(logs.values())
+    ratio = _number(total) + (" of" if total < 0 else " times")
+    parts = ", ".join(f"{_NAMES[kind]} {TIMES}{_number(log)}" for kind, log in logs.items())
+    return f"{first} receives {ratio} the gradient that {last} receives ({parts})."
+
+
+def _shares(factors: Sequence[Factor]) -> str:
+    """How much of the decrease or increase each kind of factor causes, in percent of the logarithm."""
+    logs = _logs_by_kind(factors)
+    total = sum(logs.values())
+    if abs(total) < math.log10(2):
+        return "This is a change by less than a factor of 2."
+    if logs.keys() == {UNSPLIT}:
+        return "Without input gradients, weights and activations cannot be told apart."
+    whole = Waterfall(tuple(factors), 10**total, chain=False)
+    shares = dict.fromkeys(logs, 0.0)
+    for factor, share in whole.shares() if total < 0 else whole.growth():
+        shares[factor.kind] += share
+    percent = {kind: round(100 * share) for kind, share in shares.items()}
+    largest, *_ = kinds = sorted(percent, key=lambda kind: -percent[kind])
+    percent[largest] += 100 - sum(percent.values())
+    parts = [f"{_NAMES[kind]} {percent[kind]}\N{NO-BREAK SPACE}%" for kind in kinds]
+    return f"Share of this {'decrease' if total < 0 else 'increase'}: {', '.join(parts)}."
+
+
+def _stop(layer: LayerSnapshot) -> str:
+    zero = layer.output_gradient is not None and layer.output_gradient.rms == 0
+    gradient = "is exactly zero" if zero else "holds NaN or infinity"
+    return f"The gradient of {called(layer.label)} {gradient}, so there are no factors from there on."
+
+
+def _logs_by_kind(factors: Sequence[Factor]) -> dict[str, float]:
+    """log10 of the product of the factors of each kind."""
+    kinds = dict.fromkeys(factor.kind for factor in factors)
+    return {kind: sum(math.log10(factor.gain) for factor in factors if factor.kind == kind) for kind in kinds}
+
+
+def _number(log: float) -> str:
+    """10**log in two digits, as the page writes numbers.
+
+    >>> [_number(math.log10(x)) for x in (0.19, 42, 1.4e-6, 1e-4, 996)], _number(-400.0)
+    (['0.19', '42', '1.4e-6', '1e-4', '1e3'], '1e-400')
+    """
+    if math.log10(0.00995) <= log < math.log10(995):
+        return f"{float(f'{10**log:.2g}'):g}"
+    mantissa, _, exponent = f"{10 ** (log % 1):.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent) + math.floor(log)}"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
