@@ -26,7 +26,7 @@ FLOORS = [
 """The rooms of the package, lowest first. A room may import only what lies on floors below its own."""
 PLAIN = ["records", "errors", "files", "plain", "verdict", "verdict.diagnosis", "distributed.launch", "theory"]
 PLAIN += ["theory.prediction", "tensorboard", "tensorboard.tags", "tensorboard.runlog", "tensorboard.plugin.routes"]
-PLAIN += ["tensorboard.plugin.loader", "watching.schedule", "report", "report.comparison", "cli", "cli.commands"]
+PLAIN += ["tensorboard.plugin.loader", "report", "report.comparison", "cli", "cli.commands"]
 """Modules that import neither torch nor matplotlib."""
 
 
@@ -106,3 +106,47 @@ def test_public_names_are_there() -> None:
     assert set(vgrad_torch.__all__) <= set(dir(vgrad_torch))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         vgrad_torch.nonsense  # noqa: B018
+
+
+PRIVATE = {
+    "_C", "_base", "_is_view", "_sequence_nr", "_getframe", "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param",
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_optimizer_step_pre_hooks", "_parameters", "_buffers",
+}  # fmt: skip
+"""Attributes that torch, or CPython, does not promise."""
+
+
+def private_uses(source: str) -> list[str]:
+    """Private attributes that a module reads from others: those of PRIVATE, and `torch._anything`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            of_torch = isinstance(node.value, ast.Name) and node.value.id == "torch" and node.attr.startswith("_")
+            of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+            if of_torch or (node.attr in PRIVATE and not of_self):
+                found.append(f"line {node.lineno}: {node.attr}")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"watching.autograd"}))
+def test_only_one_module_uses_private_functions_of_torch(name: str) -> None:
+    assert private_uses(modules()[name].read_text()) == []
+
+
+def test_private_functions_are_noticed() -> None:
+    found = private_uses("import torch\ntorch._C._current_graph_task_id()\nx._base")
+    assert sorted(found) == ["line 2: _C", "line 3: _base"]
+    assert private_uses(modules()["watching.autograd"].read_text())
+
+
+def test_modules_and_functions_are_short() -> None:
+    for name, path in modules().items():
+        source = path.read_text()
+        assert len(source.splitlines()) <= 300, name
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+                assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
+
+
+def test_the_package_has_few_rooms() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 18, sorted(entries)

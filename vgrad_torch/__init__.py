@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from vgrad_torch.verdict.diagnosis import Diagnosis as Diagnosis
     from vgrad_torch.verdict.diagnosis import diagnose as diagnose
     from vgrad_torch.watching.monitor import Monitor as Monitor
-    from vgrad_torch.watching.monitor import watch as watch
+    from vgrad_torch.watching.watch import watch as watch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "build_mlp": "models.mlp",
-    "watch": "watching.monitor",
+    "watch": "watching.watch",
     "Monitor": "watching.monitor",
     "History": "records",
     "Snapshot": "records",

@@ -29,7 +29,7 @@ from tests.support.assertions import assert_matches, chain_oracle
 from tests.support.parallel import STEPS, TIMEOUT, TRAININGS, X, Y
 from vgrad_torch.distributed.ranks import Ranks, merged
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot, Stats
-from vgrad_torch.watching import hooks
+from vgrad_torch.watching.selection import select
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -343,11 +343,11 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("alone")
 def test_layers_are_named_as_without_data_parallel() -> None:
     whole = nn.ModuleDict({"net": DistributedDataParallel(parallel.chain()), "module": nn.Linear(2, 2)})
-    assert list(hooks.select(whole)) == ["net.fc1", "net.module", "net.fc3", "module"]
-    assert list(hooks.select(whole, r"^net\.fc")) == ["net.fc1", "net.fc3"]
-    assert list(hooks.select(whole, lambda name, _: name == "net.module")) == ["net.module"]
-    assert list(hooks.select(DistributedDataParallel(nn.Linear(2, 2)))) == ["Linear"]
-    assert list(hooks.select(parallel.compiled(DistributedDataParallel(parallel.chain())))) == ["fc1", "module", "fc3"]
+    assert list(select(whole)) == ["net.fc1", "net.module", "net.fc3", "module"]
+    assert list(select(whole, r"^net\.fc")) == ["net.fc1", "net.fc3"]
+    assert list(select(whole, lambda name, _: name == "net.module")) == ["net.module"]
+    assert list(select(DistributedDataParallel(nn.Linear(2, 2)))) == ["Linear"]
+    assert list(select(parallel.compiled(DistributedDataParallel(parallel.chain())))) == ["fc1", "module", "fc3"]
 
 
 @pytest.mark.usefixtures("alone")

@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_leaves
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
-from vgrad_torch.watching import hooks
 from vgrad_torch.watching import statistics as stats
 from vgrad_torch.watching.sample import _size
+from vgrad_torch.watching.selection import select
 
 ALLOWED = {"bytes": 0.01, "memory": 0.02, "buckets": 0.12, "traffic": 0.03, "kernels": 0.05}
 """How far the tests let this model be from small networks that are really watched."""
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
 
 def watched(model: nn.Module) -> Mapping[str, nn.Linear]:
     """The layers that watch() would look at."""
-    return {name: m for name, m in hooks.select(model, nn.Linear).items() if isinstance(m, nn.Linear)}
+    return {name: m for name, m in select(model, nn.Linear).items() if isinstance(m, nn.Linear)}
 
 
 def normal_histogram(count: int) -> Histogram:

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-from vgrad_torch.watching import hooks
+from vgrad_torch.watching.selection import Layers, select
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(2))
@@ -83,7 +83,7 @@ class Case:
 
     make: Callable[[], nn.Module]
     train: Train
-    layers: hooks.Layers = nn.Linear
+    layers: Layers = nn.Linear
     loss: Loss | None = None
     simple: Callable[[], nn.Module] | None = None
     double: bool = True
@@ -144,9 +144,9 @@ class Recorder:
     user of the same tensor gets in between: then `torch.autograd.grad` is the truth.
     """
 
-    def __init__(self, model: nn.Module, layers: hooks.Layers) -> None:
+    def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.calls: list[Recorded] = []
-        self.layers = hooks.select(model, layers)
+        self.layers = select(model, layers)
         for name, layer in self.layers.items():
             layer.forward = partial(self._call, name, layer, layer.forward)
 
@@ -209,7 +209,7 @@ def flat(found: Iterable[Tensor]) -> Tensor | None:
     return torch.cat([x.detach().reshape(-1) for x in real]) if real else None
 
 
-def oracle(model: nn.Module, loss: Loss, layers: hooks.Layers, double: bool) -> dict[str, dict[str, Tensor | None]]:
+def oracle(model: nn.Module, loss: Loss, layers: Layers, double: bool) -> dict[str, dict[str, Tensor | None]]:
     twin = copy.deepcopy(model)
     if double:
         twin = twin.double()
@@ -975,7 +975,7 @@ def loop(train: Train, make: Callable[[], nn.Module] = chain, loss: Loss | None 
     return Case(make, train, loss=loss, **kw)
 
 
-UNKNOWN_SCALE = "a GradScaler that watch.. was not given"
+UNKNOWN_SCALE = "a GradScaler scales the loss, but watch.. does not know it"
 TRAININGS = {
     "accumulated gradients": loop(accumulating),
     "accumulated gradients, interleaved": loop(interleaved, loss=None),

@@ -33,7 +33,7 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
-from vgrad_torch.watching.monitor import watch
+from vgrad_torch.watching.watch import watch
 
 Array = npt.NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from vgrad_torch.tensorboard import tags
 from vgrad_torch.training import evaluation, recipes
 from vgrad_torch.training import loop as training
 from vgrad_torch.training.recipes import recipe
-from vgrad_torch.watching.monitor import watch
+from vgrad_torch.watching.watch import watch
 
 
 def short(tmp_path: Path, **given: Any) -> recipes.TrainConfig:

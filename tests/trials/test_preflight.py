@@ -21,7 +21,7 @@ from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.trials.chains import activation_of
 from vgrad_torch.trials.preflight import Preflight, preflight
 from vgrad_torch.trials.what_if import what_if
-from vgrad_torch.watching.monitor import watch
+from vgrad_torch.watching.watch import watch
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -21,7 +21,7 @@ from vgrad_torch.trials.remedies import remedies
 from vgrad_torch.trials.what_if import WhatIf, apply, what_if
 from vgrad_torch.verdict.evidence import norm
 from vgrad_torch.verdict.rules import ALARMS
-from vgrad_torch.watching.hooks import Layers
+from vgrad_torch.watching.selection import Layers
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -364,7 +364,7 @@ def test_a_copy_or_pickle_made_while_a_sample_is_open_takes_no_hook_along() -> N
 
 def test_a_monitor_is_entered_once() -> None:
     model = chain()
-    with vg.watch(model, sgd(model)) as monitor, pytest.raises(UsageError, match="entered before"):
+    with vg.watch(model, sgd(model)) as monitor, pytest.raises(UsageError, match="entered only once"):
         monitor.__enter__()
 
 

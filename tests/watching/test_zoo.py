@@ -51,7 +51,7 @@ from tests.support.zoo import (
     with_curvature,
 )
 from vgrad_torch.records import QUANTITIES, Snapshot
-from vgrad_torch.watching import hooks
+from vgrad_torch.watching.selection import select
 
 CASES = {**MODELS, **TRAININGS}
 
@@ -440,5 +440,5 @@ def test_a_parametrized_weight_is_shown_by_what_is_trained() -> None:
 
 
 def test_a_compiled_layer_keeps_its_name() -> None:
-    assert list(hooks.select(compiled(nn.Sequential(compiled(nn.Linear(2, 2)))))) == ["0"]
-    assert list(hooks.select(compiled(nn.Linear(2, 2)))) == ["Linear"]
+    assert list(select(compiled(nn.Sequential(compiled(nn.Linear(2, 2)))))) == ["0"]
+    assert list(select(compiled(nn.Linear(2, 2)))) == ["Linear"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -82,19 +81,3 @@ def _refuse_fsdp1(model: nn.Module) -> None:
             "watch() does not see layers inside FullyShardedDataParallel; shard the model by "
             "torch.distributed.fsdp.fully_shard instead"
         )
-
-
-def held_gradients(model: nn.Module) -> Iterator[Tensor]:
-    """This rank's part of the gradients that `fully_shard` keeps, also where the layers show other parameters.
-
-    While layers are gathered the sharded parameters are out of sight, and so are the gradients of micro-batches that
-    are not yet reduced.
-    """
-    for module in filter(is_fully_sharded, model.modules()):
-        state = cast(Any, module)._get_fsdp_state()
-        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # which newer torch lacks
-        for parameter in (p for group in groups if group is not None for p in group.fsdp_params):
-            gathered = getattr(parameter, "_unsharded_param", None)  # made by the first forward pass
-            held = [parameter.sharded_param.grad, parameter.unsharded_accumulated_grad]
-            held.append(None if gathered is None else gathered.grad)
-            yield from (own(gradient) for gradient in held if gradient is not None)

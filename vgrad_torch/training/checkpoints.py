@@ -24,7 +24,8 @@ from vgrad_torch.training.data import Dataset
 from vgrad_torch.training.evaluation import Epoch
 from vgrad_torch.training.recipes import TrainConfig, make_optimizer, read_config
 from vgrad_torch.training.seals import seal, unseal, usable
-from vgrad_torch.watching.monitor import Memory, Monitor
+from vgrad_torch.watching.memory import Memory
+from vgrad_torch.watching.monitor import Monitor
 
 FILE = "checkpoint.pt"
 VERSION = 1

@@ -31,9 +31,10 @@ from vgrad_torch.training.recipes import TrainConfig, hyperparameters, make_opti
 from vgrad_torch.training.signals import Wish
 from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.verdict.diagnosis import Diagnosis, first_nonfinite
-from vgrad_torch.watching.monitor import Monitor, watch
+from vgrad_torch.watching.monitor import Monitor
 from vgrad_torch.watching.sample import Sample
 from vgrad_torch.watching.schedule import Schedule
+from vgrad_torch.watching.watch import watch
 
 _LAUNCH = ".torchrun"  # in a run's folder: which launch of torchrun began it
 

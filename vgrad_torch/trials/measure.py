@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +16,10 @@ from vgrad_torch.records import Snapshot
 from vgrad_torch.trials.restore import restored_on_exit
 from vgrad_torch.trials.units import Units
 from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
-from vgrad_torch.watching.hooks import Layers, remove_all, select
+from vgrad_torch.watching.autograd import eager
+from vgrad_torch.watching.hooks import remove_all
 from vgrad_torch.watching.sample import Sample
+from vgrad_torch.watching.selection import Layers, select
 
 LossFunction = Callable[[Any, Any], Tensor]
 """Maps the model's output and the batch's target to one number."""
@@ -50,7 +50,7 @@ def measure(
     check_arguments(model, batch, optimizer)
     watched = select(model, layers)
     sample, units = Sample(watched, histograms=False), Units(model, watched)
-    with torch.inference_mode(False), torch.enable_grad(), restored_on_exit(model), _uncompiled():
+    with torch.inference_mode(False), torch.enable_grad(), restored_on_exit(model), eager():
         x, y = _copy_tensors(batch[0]), _copy_tensors(batch[1])
         remove_all(model)  # the hooks of a monitor; `restored_on_exit` puts them back
         try:
@@ -75,7 +75,7 @@ def call_model(model: nn.Module, x: Any) -> Any:
 def call_order(model: nn.Module, x: Any, modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Those of the given modules that the model calls for the input x, in order. The model is left as it was."""
     order: list[nn.Module] = []
-    with torch.inference_mode(False), torch.no_grad(), restored_on_exit(model), _uncompiled():
+    with torch.inference_mode(False), torch.no_grad(), restored_on_exit(model), eager():
         for module in modules:
             module.register_forward_pre_hook(lambda module, _: order.append(module))
         call_model(model, _copy_tensors(x))
@@ -134,11 +134,6 @@ def _checked_loss(loss: Any) -> Tensor:
     if not loss.requires_grad:
         raise UsageError("the loss does not depend on any parameter that requires a gradient; look for detach()")
     return loss.reshape(())
-
-
-def _uncompiled() -> Any:
-    """Run compiled models without their graphs, because hooks are not called inside graphs."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _read_parameters(sample: Sample, optimizer: Optimizer | None) -> None:

@@ -21,7 +21,7 @@ from vgrad_torch.verdict.diagnosis import Diagnosis, LayerState, table
 from vgrad_torch.verdict.rules import family, judge, two_digits
 from vgrad_torch.verdict.waterfall import Waterfall, waterfall
 from vgrad_torch.verdict.words import listed
-from vgrad_torch.watching.hooks import Layers
+from vgrad_torch.watching.selection import Layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,10 +62,10 @@ class Units:
         """The result, one entry for each call of a layer, in the order of the calls."""
         return tuple(LayerUnits(label, dead, self._saturated.get(label)) for label, dead in self._dead.items())
 
-    def new_backward(self, turn: int) -> None:
+    def begin_backward(self, forward_pass: int) -> None:
         """Part of `hooks.Observer`. Nothing to do, because there is only one pass."""
 
-    def see(self, call: hooks.Call, quantity: str, tensor: Tensor) -> None:
+    def observe(self, call: hooks.Call, quantity: str, tensor: Tensor) -> None:
         """Part of `hooks.Observer`. Note the call, and the share of units whose output gradient is zero."""
         label = call.name if call.number == 1 else f"{call.name}#{call.number}"
         self._dead.setdefault(label, None)

@@ -21,7 +21,7 @@ from vgrad_torch.trials.restore import random_states_restored_on_exit
 from vgrad_torch.verdict.cutoffs import CUTOFFS
 from vgrad_torch.verdict.diagnosis import Diagnosis, table
 from vgrad_torch.verdict.rules import ALARMS, judge
-from vgrad_torch.watching.hooks import Layers
+from vgrad_torch.watching.selection import Layers
 
 _WITH_REMEDY = ("vanishing", "exploding", "dead", "slow", "non-finite")
 
