@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.scripts import calibration_grid as grid
 from tests.scripts import cures
+from tests.scripts.ensemble import Ensemble
 from tests.support.assertions import hook_count
 from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.trials.measure import measure
@@ -224,18 +225,33 @@ def test_a_transformer_gets_initializers_only() -> None:
     assert {remedy.kind for remedy in remedies(model, torch.zeros(1, 2, 16))} == {"initializer"}
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [("digits_relu_uniform_18_64-16", "sgd"), ("digits_relu_normal_12_32", "sgd")],
-)
-def test_a_net_that_fails_trains_with_the_first_advice(name: str, optimizer: str) -> None:
-    """Twenty such are trained, at every rate before and after, by `python -m tests.scripts.cures`."""
-    configuration = next(c for c in grid.configurations() if c.name == name)
-    net = cures.net(configuration, optimizer)
-    advice = net.advice()
-    assert advice.before.verdict in cures.ILL
-    assert cures.trains(net, net.model, rates=net.rates[:1], steps=800) is None
-    assert cures.trains(net, cures.mended(net, advice), rates=net.rates[:2], steps=800) is not None
+@pytest.mark.parametrize("name", ["digits_relu_uniform_18_64-16", "digits_relu_normal_12_32"])
+def test_nets_that_fail_train_with_the_best_remedy(name: str) -> None:
+    """A majority of nine draws of the weights decides; with one draw, rounding does.
+
+    Of twenty draws each, none trained without the remedy at any rate within 3,000 steps. With it all twenty did within
+    800 steps, at a rate of .003. `python -m tests.scripts.cures` trains twenty other networks, at every rate.
+    """
+    net = cures.net(next(c for c in grid.configurations() if c.name == name), "sgd")
+    result = net.advice()
+    assert result.before.verdict in cures.ILL
+    assert result.best is not None
+    unchanged, changed = [], []
+    for seed in range(9):
+        torch.manual_seed(seed)
+        widths = net.configuration.widths(64, 10)
+        unchanged.append(build_mlp(widths, net.configuration.act, net.configuration.init))
+        model = apply(result.best.remedy, copy.deepcopy(net.model), net.x)
+        assert isinstance(model, nn.Sequential)
+        changed.append(model)
+    ensemble = Ensemble([*unchanged, *changed], [("sgd", [0.003] * 18)])
+    trained = torch.zeros(18, dtype=torch.bool)
+    for step, (x, y) in zip(range(801), cures.batches(net), strict=False):
+        if step % grid.EVERY == 0:
+            trained |= ensemble.accuracies(net.x, net.y) >= grid.TARGETS["digits"]
+        ensemble.step(x, y)
+    assert int(trained[:9].sum()) <= 4, trained
+    assert int(trained[9:].sum()) >= 5, trained
 
 
 def test_a_batch_of_one_sample_has_no_spread_and_is_judged_without() -> None:
