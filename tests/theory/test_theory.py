@@ -68,8 +68,8 @@ MOMENTS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_moments_at_variance_one(name: str) -> None:
-    found = [gaussian_rms(function, ONE)[0] ** 2 for function in ACTIVATIONS[name]]
-    assert found == pytest.approx(MOMENTS[name], rel=2e-3)
+    result = [gaussian_rms(function, ONE)[0] ** 2 for function in ACTIVATIONS[name]]
+    assert result == pytest.approx(MOMENTS[name], rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -81,8 +81,8 @@ def test_moments_match_a_fine_sum(name: str, scale: float, shift: float) -> None
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * step
     for function in ACTIVATIONS[name]:
         plain = math.sqrt((density * function(scale * z + shift) ** 2).sum())
-        found = gaussian_rms(function, np.array([scale]), shift)[0]
-        assert found == pytest.approx(plain, rel=1e-4 if name.endswith(("lu", "softsign")) else 1e-9)
+        result = gaussian_rms(function, np.array([scale]), shift)[0]
+        assert result == pytest.approx(plain, rel=1e-4 if name.endswith(("lu", "softsign")) else 1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e-44, 1e-3, 1.0, 30.0, 1e10, 1e53, 1e100])
@@ -124,9 +124,9 @@ def test_the_correlations_of_erf_are_an_arc_sine(scales: tuple[float, float]) ->
     q1, q2 = np.square(scales)
     full = np.arcsin(2 * math.sqrt(q1 * q2) * 0.6 / math.sqrt((1 + 2 * q1) * (1 + 2 * q2)))
     norms = [math.asin(2 * q / (1 + 2 * q)) for q in (q1, q2)]
-    found = cosine_map(_erf, np.array(scales), np.array([[1, 0.6], [0.6, 1]]))
-    assert found[0, 1] == pytest.approx(full / math.sqrt(norms[0] * norms[1]), rel=1e-4)
-    assert np.diag(found) == pytest.approx([1, 1], rel=1e-12)
+    result = cosine_map(_erf, np.array(scales), np.array([[1, 0.6], [0.6, 1]]))
+    assert result[0, 1] == pytest.approx(full / math.sqrt(norms[0] * norms[1]), rel=1e-4)
+    assert np.diag(result) == pytest.approx([1, 1], rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
@@ -255,10 +255,10 @@ def test_published_gradients_of_the_mxnet_document(act: str, init: str) -> None:
     gradients add up a little, which takes a batch to predict (next test).
     """
     shards, expected = PUBLISHED[act, init]
-    found = 32 * predict(PYRAMID, act, init, mean_square=0.112).layers[0].weight_gradient_rms
-    assert found == pytest.approx(expected, rel=0.02)
-    assert min(shards) / 1.15 < found < max(shards) * 1.15
-    assert found == pytest.approx(np.mean(shards), rel=0.17)
+    result = 32 * predict(PYRAMID, act, init, mean_square=0.112).layers[0].weight_gradient_rms
+    assert result == pytest.approx(expected, rel=0.02)
+    assert min(shards) / 1.15 < result < max(shards) * 1.15
+    assert result == pytest.approx(np.mean(shards), rel=0.17)
 
 
 @pytest.mark.parametrize("run", ["uniform_sigmoid", "uniform_relu", "xavier_sigmoid", "xavier_relu"])
@@ -266,12 +266,12 @@ def test_gradients_of_recorded_mxnet_nets(run: str) -> None:
     """Four batches of real MNIST images and one draw of MXNet's weights: the first layer within 1.3."""
     init, act = run.split("_")
     with np.load(ROOT / "tests" / "oracles" / "mxnet_mlp.npz") as oracle:
-        pixels, labels, found = oracle["pixels"][0] / 256, oracle["labels"][0], oracle[f"{run}_rms"][0, 0]
+        pixels, labels, result = oracle["pixels"][0] / 256, oracle["labels"][0], oracle[f"{run}_rms"][0, 0]
     assert np.mean(pixels**2) == pytest.approx(0.112, rel=0.02)
     for device in range(4):
         part = slice(32 * device, 32 * device + 32)
         net = predict(PYRAMID, act, init, data=(pixels[part], labels[part]))
-        assert within(32 * net.layers[0].weight_gradient_rms / found[device : device + 1], 1.3)
+        assert within(32 * net.layers[0].weight_gradient_rms / result[device : device + 1], 1.3)
 
 
 # Many real nets
@@ -315,10 +315,10 @@ class Measured:
             h = activations.ACTIVATIONS[act]()(h) if number else h
             h = h @ weight.mT + bias
             outputs.append(h)
-        found = torch.autograd.grad(summed_loss(h, y) / len(x), [*outputs, *trained])
+        result = torch.autograd.grad(summed_loss(h, y) / len(x), [*outputs, *trained])
         self.output = mean_squares(outputs)
-        self.output_gradient = mean_squares(found[: len(outputs)])
-        self.weight_gradient = mean_squares(found[len(outputs) :])
+        self.output_gradient = mean_squares(result[: len(outputs)])
+        self.weight_gradient = mean_squares(result[len(outputs) :])
 
 
 def mean_squares(tensors: Sequence[Tensor]) -> Floats:
@@ -411,9 +411,9 @@ def test_norms_and_gains_match_the_gradients(net: str, init: str, act: str) -> N
 def test_gain_and_bias(act: str, gain: float, bias: float) -> None:
     widths, (x, y) = (2, 100, 100, 100, 1), circles()
     expected = predict(widths, act, "he", gain=gain, bias=bias, data=(x.numpy(), y.numpy()))
-    found = Measured(drawn(widths, "he", 400), act, x, y, gain, bias)
-    assert within(factors(expected, "output_rms", found.output), 1.05)
-    assert within(factors(expected, "output_gradient_rms", found.output_gradient), 1.1)
+    result = Measured(drawn(widths, "he", 400), act, x, y, gain, bias)
+    assert within(factors(expected, "output_rms", result.output), 1.05)
+    assert within(factors(expected, "output_gradient_rms", result.output_gradient), 1.1)
 
 
 DEEP = (784, *[300] * 50, 10)
@@ -435,10 +435,10 @@ def test_fifty_layers(init: str, act: str, magnitude: int, bound: float) -> None
     """
     x, y = (tensor[:16] for tensor in digits_as_mnist())
     expected = predict(DEEP, act, init, batch=16, mean_square=x.square().mean(1).numpy())
-    found = Measured(drawn(DEEP, init, 12), act, x, y)
+    result = Measured(drawn(DEEP, init, 12), act, x, y)
     assert math.log10(expected.layers[0].output_gradient_rms) == pytest.approx(magnitude, abs=1)
-    assert within(factors(expected, "output_gradient_rms", found.output_gradient), bound)
-    ends = found.output_gradient[[0, -1]].mean(axis=1) * [300, 10]
+    assert within(factors(expected, "output_gradient_rms", result.output_gradient), bound)
+    ends = result.output_gradient[[0, -1]].mean(axis=1) * [300, 10]
     assert expected.norm_ratio == pytest.approx(math.sqrt(ends[0] / ends[1]), rel=bound - 1)
 
 

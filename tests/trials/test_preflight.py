@@ -190,9 +190,9 @@ def test_modes_and_frozen_parameters_are_used_as_they_are() -> None:
     model[1].eval()
     model[0].requires_grad_(False)
     before = everything(model)
-    found = preflight(model, cross_entropy, batch(4))
+    result = preflight(model, cross_entropy, batch(4))
     assert everything(model) == before
-    assert found.diagnosis.evidence.frozen == ("0",)
+    assert result.diagnosis.evidence.frozen == ("0",)
 
 
 def test_a_graph_that_waits_for_its_backward_pass_still_works() -> None:
@@ -214,11 +214,11 @@ def test_neither_the_inputs_gradient_nor_that_of_the_loss_functions_parameters_i
 
 def test_the_snapshot_matches_autograd() -> None:
     model, (x, y) = mlp([4, 16, 8, 3], "tanh", "glorot"), batch(4)
-    found = preflight(model, cross_entropy, (x, y))
-    assert_matches(found.snapshot, chain_oracle(model, x, lambda out: cross_entropy(out, y)))
-    assert found.loss == pytest.approx(cross_entropy(model(x), y).item())
-    assert found.waterfall is not None
-    assert found.waterfall.chain
+    result = preflight(model, cross_entropy, (x, y))
+    assert_matches(result.snapshot, chain_oracle(model, x, lambda out: cross_entropy(out, y)))
+    assert result.loss == pytest.approx(cross_entropy(model(x), y).item())
+    assert result.waterfall is not None
+    assert result.waterfall.chain
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_update_ratio_is_that_of_the_next_real_step(make: Callable[..., torc
     model, (x, y) = mlp([4, 16, 3]), batch(4)
     optimizer = make(model.parameters())
     for _ in range(2):  # the second step meets a state
-        found = preflight(model, cross_entropy, (x, y), optimizer)
+        result = preflight(model, cross_entropy, (x, y), optimizer)
         old = copy.deepcopy(model)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
@@ -241,7 +241,7 @@ def test_the_update_ratio_is_that_of_the_next_real_step(make: Callable[..., torc
         for name in ("fc1", "fc2"):
             weight, before = (m.get_parameter(f"{name}.weight").detach().double() for m in (model, old))
             ratio = float((weight - before).norm() / before.norm())
-            assert found.snapshot[name].update_ratio == pytest.approx(ratio, rel=1e-4)
+            assert result.snapshot[name].update_ratio == pytest.approx(ratio, rel=1e-4)
 
 
 def test_a_layer_that_the_optimizer_does_not_have_is_frozen() -> None:
@@ -260,7 +260,7 @@ def test_an_optimizer_whose_step_needs_a_closure_is_refused_and_nothing_is_left(
 
 def test_dead_units_are_those_whose_gradient_is_zero_for_every_sample() -> None:
     model, (x, y) = mlp([4, 16, 16, 3], bias_value=-1.0), batch(4)
-    found = preflight(model, cross_entropy, (x, y))
+    result = preflight(model, cross_entropy, (x, y))
     outputs = []
     h = x
     for module in model:
@@ -270,7 +270,7 @@ def test_dead_units_are_those_whose_gradient_is_zero_for_every_sample() -> None:
             outputs.append(h)
     cross_entropy(h, y).backward()
     shares = [(np.abs(z.grad.numpy()).sum(0) == 0).mean() for z in outputs if z.grad is not None]
-    assert [unit.dead for unit in found.units] == pytest.approx(shares)
+    assert [unit.dead for unit in result.units] == pytest.approx(shares)
     assert 0 < shares[0] < 1
 
 
@@ -282,8 +282,8 @@ def test_a_convolutions_units_are_its_channels() -> None:
     with torch.no_grad():
         conv.bias.copy_(torch.tensor([-100.0, 100.0, 100.0, 100.0]))
     data = torch.randn(5, 1, 6, 6), torch.arange(5) % 2
-    found = preflight(model, cross_entropy, data, layers=(nn.Linear, nn.Conv2d))
-    assert [unit.dead for unit in found.units] == [0.25, 0.0]
+    result = preflight(model, cross_entropy, data, layers=(nn.Linear, nn.Conv2d))
+    assert [unit.dead for unit in result.units] == [0.25, 0.0]
 
 
 @pytest.mark.parametrize(("act", "line"), [("sigmoid", 5.98), ("tanh", 2.99)])
@@ -293,11 +293,11 @@ def test_saturation_is_the_share_beyond_a_hundredth_of_the_slope(act: str, line:
     slope = torch.autograd.functional.jacobian(lambda u: ACTIVATIONS[act]()(u).sum(), z)
     assert isinstance(slope, Tensor)
     share = float((slope < 0.01 * (0.25 if act == "sigmoid" else 1.0)).float().mean())
-    found = preflight(model, cross_entropy, (x, y))
-    assert found.units[0].saturated == pytest.approx(share, abs=0.002)
-    assert float((z.abs() > line).float().mean()) == found.units[0].saturated
+    result = preflight(model, cross_entropy, (x, y))
+    assert result.units[0].saturated == pytest.approx(share, abs=0.002)
+    assert float((z.abs() > line).float().mean()) == result.units[0].saturated
     assert 0.05 < share < 0.95
-    assert found.units[1].saturated is None
+    assert result.units[1].saturated is None
 
 
 def test_the_spread_is_that_of_the_last_hidden_layers_output() -> None:
@@ -312,18 +312,18 @@ def test_the_spread_is_that_of_the_last_hidden_layers_output() -> None:
 @pytest.mark.parametrize("init", ["uniform", "glorot", "he", "torch"])
 def test_the_prediction_from_the_measured_weights_matches_the_measurement(act: str, init: str) -> None:
     model, (x, y) = mlp([20, *[128] * 6, 10], act, init), batch(20, 10, 64)
-    found = preflight(model, cross_entropy, (x, y))
-    assert found.predicted is not None
-    scatter = max(4 * found.predicted.scatter, 0.05)
-    assert math.log10(found.predicted.norm_ratio) == pytest.approx(found.diagnosis.evidence.signal, abs=scatter)
+    result = preflight(model, cross_entropy, (x, y))
+    assert result.predicted is not None
+    scatter = max(4 * result.predicted.scatter, 0.05)
+    assert math.log10(result.predicted.norm_ratio) == pytest.approx(result.diagnosis.evidence.signal, abs=scatter)
 
 
 def test_the_prediction_uses_the_size_of_the_weights_not_their_law() -> None:
     model, data = mlp([20, *[128] * 6, 10], "tanh", "he", gain=0.5), batch(20, 10)
-    found, other = (preflight(m, cross_entropy, data).predicted for m in (model, mlp([20, *[128] * 6, 10], "tanh")))
-    assert found is not None
+    result, other = (preflight(m, cross_entropy, data).predicted for m in (model, mlp([20, *[128] * 6, 10], "tanh")))
+    assert result is not None
     assert other is not None
-    assert found.norm_ratio < 0.1 * other.norm_ratio
+    assert result.norm_ratio < 0.1 * other.norm_ratio
 
 
 @pytest.mark.parametrize(
@@ -343,8 +343,8 @@ def test_the_prediction_uses_the_size_of_the_weights_not_their_law() -> None:
 )
 def test_which_models_are_plain_mlps(model: nn.Module, name: str | None) -> None:
     assert activation_of(model) == name
-    found = preflight(model, cross_entropy, batch(4))
-    assert (found.predicted is None) == (name is None)
+    result = preflight(model, cross_entropy, batch(4))
+    assert (result.predicted is None) == (name is None)
 
 
 def failing() -> Preflight:
@@ -352,14 +352,14 @@ def failing() -> Preflight:
 
 
 def test_the_text_for_a_sigmoid_net_names_causes_and_the_verdict_for_adam() -> None:
-    found = failing()
-    assert (found.verdict, found.steps) == ("vanishing", None)
-    words = " ".join(str(found).split())
+    result = failing()
+    assert (result.verdict, result.steps) == ("vanishing", None)
+    words = " ".join(str(result).split())
     assert "in all " in words
     assert "No optimizer was given, so the verdict is for SGD. The verdict for Adam is: vanishing." in words
     assert "All samples look nearly the same to the last layer" in words
     assert "For weights of this size, theory predicts that " in words
-    assert str(found).startswith("layer  size   gradient  expected  weight gain  activation gain  dead  saturated")
+    assert str(result).startswith("layer  size   gradient  expected  weight gain  activation gain  dead  saturated")
 
 
 def test_the_verdict_is_for_the_optimizers_family() -> None:
@@ -399,9 +399,9 @@ def test_compiled_models_work() -> None:
     model, data = mlp([4, 8, 3]), batch(4)
     compiled: Any = torch.compile(model, backend="eager")
     compiled(data[0])
-    seen = preflight(compiled, cross_entropy, data).snapshot.layers
-    assert seen == preflight(model, cross_entropy, data).snapshot.layers
-    assert seen[0].output_gradient is not None
+    layers = preflight(compiled, cross_entropy, data).snapshot.layers
+    assert layers == preflight(model, cross_entropy, data).snapshot.layers
+    assert layers[0].output_gradient is not None
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -409,9 +409,9 @@ def test_the_plateau_of_a_failing_network(momentum: float) -> None:
     model, (x, y) = mlp([4, *[16] * 8, 3], "sigmoid", "glorot"), batch(4)
     oracle = chain_oracle(model, x, lambda out: cross_entropy(out, y))
     ratio = float(oracle["fc1"]["output_gradient"].norm() / oracle["fc9"]["output_gradient"].norm())
-    found = preflight(model, cross_entropy, (x, y), torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum))
-    assert found.steps == pytest.approx(20 * (1 - momentum) / (0.02 * ratio), rel=1e-5)
-    assert "This estimate is for sigmoid and tanh networks" in " ".join(str(found).split())
+    result = preflight(model, cross_entropy, (x, y), torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum))
+    assert result.steps == pytest.approx(20 * (1 - momentum) / (0.02 * ratio), rel=1e-5)
+    assert "This estimate is for sigmoid and tanh networks" in " ".join(str(result).split())
 
 
 def test_no_plateau_is_predicted_for_a_healthy_network_or_a_momentum_of_one() -> None:
@@ -423,31 +423,31 @@ def test_no_plateau_is_predicted_for_a_healthy_network_or_a_momentum_of_one() ->
 
 def test_a_very_long_plateau_has_no_number() -> None:
     model = mlp([4, *[16] * 20, 3], "sigmoid", "glorot")
-    found = preflight(model, cross_entropy, batch(4), torch.optim.SGD(model.parameters(), lr=0.02))
-    assert "after more than ten million steps" in " ".join(str(found).split())
+    result = preflight(model, cross_entropy, batch(4), torch.optim.SGD(model.parameters(), lr=0.02))
+    assert "after more than ten million steps" in " ".join(str(result).split())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_of_nan_or_infinity_is_reported_although_the_gradients_are_finite(value: float) -> None:
-    found = preflight(mlp([4, 8, 3]), lambda out, y: cross_entropy(out, y) + value, batch(4))
-    assert found.verdict == "non-finite"
-    assert found.diagnosis.evidence.nonfinite == f"the loss, which is {value:g}"
-    assert not any("learning rate" in sentence for sentence in found.diagnosis.advice)
+    result = preflight(mlp([4, 8, 3]), lambda out, y: cross_entropy(out, y) + value, batch(4))
+    assert result.verdict == "non-finite"
+    assert result.diagnosis.evidence.nonfinite == f"the loss, which is {value:g}"
+    assert not any("learning rate" in sentence for sentence in result.diagnosis.advice)
 
 
 def test_a_logarithm_of_zero_in_the_loss_is_named_before_the_nonfinite_gradients() -> None:
-    found = preflight(mlp([4, 8, 3]), lambda out, y: (0 * out).abs().log().mean(), batch(4))
-    assert found.diagnosis.evidence.nonfinite == "the loss, which is -inf"
-    gradient = found.snapshot["fc2"].output_gradient
+    result = preflight(mlp([4, 8, 3]), lambda out, y: (0 * out).abs().log().mean(), batch(4))
+    assert result.diagnosis.evidence.nonfinite == "the loss, which is -inf"
+    gradient = result.snapshot["fc2"].output_gradient
     assert gradient is not None
     assert gradient.nonfinite
 
 
 def test_nan_in_the_input_is_named_before_the_loss() -> None:
     x, y = batch(4)
-    found = preflight(mlp([4, 8, 3]), cross_entropy, (x * math.nan, y))
-    assert "the output of fc1" in str(found.diagnosis.evidence.nonfinite)
-    assert found.diagnosis.advice[0].startswith("Next: look for NaN and infinity in the data")
+    result = preflight(mlp([4, 8, 3]), cross_entropy, (x * math.nan, y))
+    assert "the output of fc1" in str(result.diagnosis.evidence.nonfinite)
+    assert result.diagnosis.advice[0].startswith("Next: look for NaN and infinity in the data")
 
 
 def test_an_optimizer_that_raises_is_named() -> None:
@@ -469,8 +469,8 @@ def test_another_models_optimizer_is_rejected(function: Callable[..., Any], opti
 
 def test_there_is_no_prediction_for_a_model_with_shared_weights() -> None:
     shared = nn.Linear(4, 4)
-    found = preflight(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)), cross_entropy, batch(4))
-    assert found.predicted is None
+    result = preflight(nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)), cross_entropy, batch(4))
+    assert result.predicted is None
     one = nn.Tanh()
     model = nn.Sequential(nn.Linear(4, 4), one, nn.Linear(4, 4), one, nn.Linear(4, 3))
     assert preflight(model, cross_entropy, batch(4)).predicted is not None
@@ -484,10 +484,10 @@ def test_the_prediction_for_the_first_layer_is_left_out_if_that_layer_is_frozen(
 
 
 def test_the_text_fits_a_width() -> None:
-    found = failing()
-    head, paragraphs = found.text(60).split("\n\n", 1)
+    result = failing()
+    head, paragraphs = result.text(60).split("\n\n", 1)
     assert max(map(len, paragraphs.splitlines())) <= 60
-    assert head == str(found).split("\n\n", 1)[0]
+    assert head == str(result).split("\n\n", 1)[0]
 
 
 def test_the_text_names_layers_with_dead_and_saturated_units() -> None:
@@ -509,8 +509,8 @@ def test_inputs_may_be_tuples_and_dicts() -> None:
 
     torch.manual_seed(0)
     model, (x, y) = Two(), batch(4)
-    found = [preflight(model, cross_entropy, (form, y)).loss for form in ((x, 2 * x), {"b": 2 * x, "a": x})]
-    assert found == [cross_entropy(model(x, 2 * x), y).item()] * 2
+    result = [preflight(model, cross_entropy, (form, y)).loss for form in ((x, 2 * x), {"b": 2 * x, "a": x})]
+    assert result == [cross_entropy(model(x, 2 * x), y).item()] * 2
 
 
 def test_under_no_grad_and_in_inference_mode_too() -> None:
@@ -547,9 +547,9 @@ def test_lazy_layers_are_refused() -> None:
 
 
 def test_a_signal_beyond_float32_is_non_finite() -> None:
-    found = preflight(mlp([64, *[64] * 60, 3], "relu", "normal"), cross_entropy, batch(64))
-    assert found.verdict == "non-finite"
-    assert "non-finite" in str(found)
+    result = preflight(mlp([64, *[64] * 60, 3], "relu", "normal"), cross_entropy, batch(64))
+    assert result.verdict == "non-finite"
+    assert "non-finite" in str(result)
 
 
 def test_the_public_name_is_the_function() -> None:

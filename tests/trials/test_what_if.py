@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.scripts import calibration_grid as grid
 from tests.scripts import cures
+from tests.scripts.ensemble import Ensemble
 from tests.support.assertions import hook_count
 from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.trials.measure import measure
@@ -76,10 +77,10 @@ def test_a_simpler_change_comes_first_among_healthy_ones(sigmoid: WhatIf) -> Non
 
 
 def test_relu_from_glorot_needs_other_weights_only() -> None:
-    found = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, batch(64))
-    assert found.best is not None
-    assert found.best.remedy.kind == "initializer"
-    assert found.best.signal == pytest.approx(1, abs=0.7)
+    result = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, batch(64))
+    assert result.best is not None
+    assert result.best.remedy.kind == "initializer"
+    assert result.best.signal == pytest.approx(1, abs=0.7)
 
 
 def test_the_table_shows_before_and_after_and_the_code_of_the_best(sigmoid: WhatIf) -> None:
@@ -116,17 +117,17 @@ def convolutional() -> nn.Sequential:
 @pytest.mark.parametrize("name", FAILING)
 def test_the_printed_code_of_the_best_remedy_has_the_reported_effect(name: str) -> None:
     model, (x, y), layers = FAILING[name]()
-    found = what_if(model, cross_entropy, (x, y), layers=layers)
-    assert found.best is not None
-    assert found.before.alarm or found.before.verdict in ("slow", "cannot tell")
-    text = str(found)
+    result = what_if(model, cross_entropy, (x, y), layers=layers)
+    assert result.best is not None
+    assert result.before.alarm or result.before.verdict in ("slow", "cannot tell")
+    text = str(result)
     code = text[text.index("    from torch import nn") :]
     scope: dict[str, Any] = {"model": copy.deepcopy(model), "x": x}
     torch.manual_seed(0)
     exec("\n".join(line[4:] for line in code.splitlines()), scope)
     after = what_if(scope["model"], cross_entropy, (x, y), layers=layers).before
-    assert after.evidence == found.best.diagnosis.evidence if found.best.diagnosis else False
-    assert after.verdict == found.best.verdict == "healthy"
+    assert after.evidence == result.best.diagnosis.evidence if result.best.diagnosis else False
+    assert after.verdict == result.best.verdict == "healthy"
 
 
 @pytest.mark.parametrize("name", FAILING)
@@ -184,15 +185,15 @@ def test_a_remedy_gives_the_same_model_as_build_mlp_with_its_options(name: str, 
 
 
 def test_a_healthy_net_gets_no_remedies() -> None:
-    found = what_if(mlp([64, 64, 64, 10]), cross_entropy, batch(64))
-    assert (found.best, found.trials) == (None, ())
-    assert str(found).startswith("Nothing to fix: ")
+    result = what_if(mlp([64, 64, 64, 10]), cross_entropy, batch(64))
+    assert (result.best, result.trials) == (None, ())
+    assert str(result).startswith("Nothing to fix: ")
 
 
 def test_ten_healthy_nets_of_the_grid_get_no_advice() -> None:
     advice = (net.advice() for net in cures.nets(seed=0))
-    healthy = list(islice((found for found in advice if found.before.verdict == "healthy"), 10))
-    assert [found.best for found in healthy] == [None] * 10
+    healthy = list(islice((result for result in advice if result.before.verdict == "healthy"), 10))
+    assert [result.best for result in healthy] == [None] * 10
 
 
 def test_a_remedy_that_makes_the_model_raise_is_shown_with_the_exception() -> None:
@@ -205,10 +206,10 @@ def test_a_remedy_that_makes_the_model_raise_is_shown_with_the_exception() -> No
             return x
 
     model = Picky(*mlp(DEEP, "sigmoid", "glorot"))
-    found = what_if(model, cross_entropy, batch(64))
-    assert found.trials[-1].verdict == "raises RuntimeError: no tanh here"
-    assert math.isnan(found.trials[-1].signal)
-    assert "raises RuntimeError: no tanh here" in str(found)
+    result = what_if(model, cross_entropy, batch(64))
+    assert result.trials[-1].verdict == "raises RuntimeError: no tanh here"
+    assert math.isnan(result.trials[-1].signal)
+    assert "raises RuntimeError: no tanh here" in str(result)
 
 
 def test_exploding_nets_get_the_advice_to_clip() -> None:
@@ -224,35 +225,50 @@ def test_a_transformer_gets_initializers_only() -> None:
     assert {remedy.kind for remedy in remedies(model, torch.zeros(1, 2, 16))} == {"initializer"}
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [("digits_relu_uniform_18_64-16", "sgd"), ("digits_relu_normal_12_32", "sgd")],
-)
-def test_a_net_that_fails_trains_with_the_first_advice(name: str, optimizer: str) -> None:
-    """Twenty such are trained, at every rate before and after, by `python -m tests.scripts.cures`."""
-    configuration = next(c for c in grid.configurations() if c.name == name)
-    net = cures.net(configuration, optimizer)
-    advice = net.advice()
-    assert advice.before.verdict in cures.ILL
-    assert cures.trains(net, net.model, rates=net.rates[:1], steps=800) is None
-    assert cures.trains(net, cures.mended(net, advice), rates=net.rates[:2], steps=800) is not None
+@pytest.mark.parametrize("name", ["digits_relu_uniform_18_64-16", "digits_relu_normal_12_32"])
+def test_nets_that_fail_train_with_the_best_remedy(name: str) -> None:
+    """A majority of nine draws of the weights decides; with one draw, rounding does.
+
+    Of twenty draws each, none trained without the remedy at any rate within 3,000 steps. With it all twenty did within
+    800 steps, at a rate of .003. `python -m tests.scripts.cures` trains twenty other networks, at every rate.
+    """
+    net = cures.net(next(c for c in grid.configurations() if c.name == name), "sgd")
+    result = net.advice()
+    assert result.before.verdict in cures.ILL
+    assert result.best is not None
+    unchanged, changed = [], []
+    for seed in range(9):
+        torch.manual_seed(seed)
+        widths = net.configuration.widths(64, 10)
+        unchanged.append(build_mlp(widths, net.configuration.act, net.configuration.init))
+        model = apply(result.best.remedy, copy.deepcopy(net.model), net.x)
+        assert isinstance(model, nn.Sequential)
+        changed.append(model)
+    ensemble = Ensemble([*unchanged, *changed], [("sgd", [0.003] * 18)])
+    trained = torch.zeros(18, dtype=torch.bool)
+    for step, (x, y) in zip(range(801), cures.batches(net), strict=False):
+        if step % grid.EVERY == 0:
+            trained |= ensemble.accuracies(net.x, net.y) >= grid.TARGETS["digits"]
+        ensemble.step(x, y)
+    assert int(trained[:9].sum()) <= 4, trained
+    assert int(trained[9:].sum()) >= 5, trained
 
 
 def test_a_batch_of_one_sample_has_no_spread_and_is_judged_without() -> None:
     x, y = batch(64)
-    found = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, (x[:1], y[:1]))
-    assert found.best is not None
-    assert math.isnan(found.best.spread)
-    assert found.best.verdict == "healthy"
+    result = what_if(mlp([64, *[100] * 30, 10], "relu", "glorot"), cross_entropy, (x[:1], y[:1]))
+    assert result.best is not None
+    assert math.isnan(result.best.spread)
+    assert result.best.verdict == "healthy"
 
 
 def test_a_gradient_that_grows_more_than_tenfold_is_not_the_first_advice() -> None:
     net = cures.net(next(c for c in grid.configurations() if c.name == "digits_sigmoid_normal_14_8"), "sgd")
-    found = net.advice()
-    tanh = next(trial for trial in found.trials if trial.remedy.name == "tanh")
+    result = net.advice()
+    tanh = next(trial for trial in result.trials if trial.remedy.name == "tanh")
     assert tanh.signal > 10
-    assert found.best is not None
-    assert found.best.signal < 10
+    assert result.best is not None
+    assert result.best.signal < 10
 
 
 @pytest.mark.parametrize("end", [nn.Sigmoid(), nn.LogSoftmax(1)])
@@ -285,9 +301,9 @@ def test_weights_made_from_others_are_not_initialised() -> None:
     for layer in list(model):
         if isinstance(layer, nn.Linear):
             nn.utils.parametrizations.weight_norm(layer)
-    found = what_if(model, cross_entropy, batch(64))
-    assert {trial.remedy.kind for trial in found.trials} == {"activation", "norm"}
-    assert "No other initial weights were tried" in str(found)
+    result = what_if(model, cross_entropy, batch(64))
+    assert {trial.remedy.kind for trial in result.trials} == {"activation", "norm"}
+    assert "No other initial weights were tried" in str(result)
 
 
 def test_the_report_says_that_an_activation_called_as_a_function_cannot_be_changed() -> None:
@@ -302,9 +318,9 @@ def test_the_report_says_that_an_activation_called_as_a_function_cannot_be_chang
             out: Tensor = list(self.layers)[-1](x)
             return out
 
-    found = what_if(Functional(), cross_entropy, batch(64))
-    assert {trial.remedy.kind for trial in found.trials} == {"initializer"}
-    assert "No other activation was tried" in str(found)
+    result = what_if(Functional(), cross_entropy, batch(64))
+    assert {trial.remedy.kind for trial in result.trials} == {"initializer"}
+    assert "No other activation was tried" in str(result)
 
 
 def test_zero_weights_get_critical_ones() -> None:
@@ -317,11 +333,11 @@ def test_zero_weights_get_critical_ones() -> None:
 
 
 def test_no_remedy_helps_against_a_loss_of_nan() -> None:
-    found = what_if(mlp([64, 16, 10]), lambda out, y: cross_entropy(out, y) + math.nan, batch(64))
-    assert (found.before.verdict, found.best) == ("non-finite", None)
+    result = what_if(mlp([64, 16, 10]), lambda out, y: cross_entropy(out, y) + math.nan, batch(64))
+    assert (result.before.verdict, result.best) == ("non-finite", None)
 
 
 def test_norms_are_of_the_models_type() -> None:
     x, y = batch(64)
-    found = what_if(mlp(DEEP, "sigmoid", "glorot").double(), cross_entropy, (x.double(), y))
-    assert [trial.verdict for trial in found.trials if trial.verdict.startswith("raises")] == []
+    result = what_if(mlp(DEEP, "sigmoid", "glorot").double(), cross_entropy, (x.double(), y))
+    assert [trial.verdict for trial in result.trials if trial.verdict.startswith("raises")] == []

@@ -163,8 +163,8 @@ def _add_training(parser: Any) -> Any:
 
 def _add_preflight(parsers: Any) -> None:
     about = (
-        "Judge the gradient of a network from one batch, before training. Without a target it is a built-in network. "
-        "The target is a function of yours that returns (model, loss function, (x, y)), or these and an optimizer."
+        "Judge the gradient of a network from one batch, before training. The network is a built-in one, or your own: "
+        "give the name of a function that returns (model, loss function, (x, y)), or these and an optimizer."
     )
     preflight = parsers.add_parser(
         "preflight", help="judge a network from one batch, before training", description=about
