@@ -120,7 +120,12 @@ def private_uses(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
-            of_torch = isinstance(node.value, ast.Name) and node.value.id == "torch" and node.attr.startswith("_")
+            of_torch = (
+                isinstance(node.value, ast.Name)
+                and node.value.id == "torch"
+                and node.attr.startswith("_")
+                and not node.attr.startswith("__")
+            )
             of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
             if of_torch or (node.attr in PRIVATE and not of_self):
                 found.append(f"line {node.lineno}: {node.attr}")

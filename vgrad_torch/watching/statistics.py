@@ -1,4 +1,4 @@
-"""Pure reductions on tensors: moments, extremes, zeros, non-finite entries and a log2 histogram, and their way home.
+"""Statistics of tensors: moments, extremes, zeros, non-finite entries and a log2 histogram.
 
 Everything stays on the tensor's device until `fetch`, which makes one transfer for all reductions of a sample.
 """
@@ -25,15 +25,16 @@ Numbers = tuple[float, ...]
 _PRECISE = (torch.float32, torch.float64)
 _DOT = 1 << 13  # entries of a dot product: BLAS takes one thread for it, and float32 is precise enough
 _ONES = {np.dtype(kind): np.ones(_DOT, kind) for kind in (np.float32, np.float64)}
-_BLOCK = 1 << 17  # entries looked at in one go: they stay in a core's cache from one pass to the next
+_BLOCK = 1 << 17  # entries reduced together: they stay in a core's cache from one pass to the next
 _DEVICE_BLOCK = 1 << 24  # entries: fewer kernels to start, and 300 MB for their codes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reduction:
-    """One tensor reduced: `numbers` are zeros, non-finite entries, mean, std, min, max; on a device as float64 [6].
+    """The statistics of one tensor, still on its device.
 
-    `implied_zeros` are those that a sparse tensor does not store.
+    `numbers` are zeros, non-finite entries, mean, std, min, max; on a device a float64 tensor [6]. `implied_zeros` is the
+    number of zeros that a sparse tensor does not store.
     """
 
     count: int
@@ -43,9 +44,10 @@ class Reduction:
 
 
 def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
-    """Reduce a floating-point tensor of any shape, layout and precision, right from 1e-40 to 1e30.
+    """Reduce a floating-point tensor of any shape, layout and precision; correct from 1e-40 to 1e30.
 
-    Counts and extremes are exact; std is good to 1e-6 of itself and the mean to 2e-7 of the mean magnitude.
+    Counts and extremes are exact. The relative error of std is at most 1e-6; the error of the mean is at most 2e-7 times
+    the mean magnitude.
     """
     x, implied_zeros = _entries(tensor)
     if x.device.type == "cpu":
@@ -54,7 +56,7 @@ def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
 
 
 def pool_histograms(reductions: list[Reduction]) -> None:
-    """Count the last reduction's values in the first one's histogram, and free its own."""
+    """Add the last reduction's histogram to the first one's, and free it."""
     first, last = reductions[0].histogram, reductions[-1].histogram
     if first is not None and last is not None:
         first += last
@@ -69,16 +71,16 @@ def rms(tensor: Tensor) -> Tensor:
 
 
 def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
-    """Bring reductions and scalars to the host, in one transfer for each device they lie on."""
+    """Copy reductions and scalars to the host, in one transfer for each device."""
     numbers = [r.numbers for r in reductions]
     counts = [r.histogram.view(torch.float64) if isinstance(r.histogram, Tensor) else r.histogram for r in reductions]
-    home = _at_home([*numbers, *counts, *scalars])
-    stats = [_stats(r, home(n), home(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
-    return stats, [home(scalar).item() for scalar in scalars]
+    on_host = _on_host([*numbers, *counts, *scalars])
+    stats = [_stats(r, on_host(n), on_host(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
+    return stats, [on_host(scalar).item() for scalar in scalars]
 
 
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:
-    """The stored entries in one dimension, in a dtype that the reductions can take, and how many zeros are implied."""
+    """The stored entries in one dimension, as float32 or float64, and the number of implied zeros."""
     implied = 0
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
@@ -95,9 +97,9 @@ def _entries(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Values | None]:
-    """Blocks that stay in the cache, through NumPy's loops on one core.
+    """Reduce block by block, so that a block stays in the cache, with NumPy on one core.
 
-    Waking torch's other threads for each reduction takes longer than the reduction.
+    To start torch's other threads for each reduction would take longer than the reduction.
     """
     if len(x) <= _BLOCK:
         counts = _counts(x) if histogram else None
@@ -112,7 +114,7 @@ def _on_cpu(x: Values, histogram: bool) -> tuple[Numbers, Values | None]:
 
 
 def _joined(parts: Sequence[Numbers]) -> Numbers:
-    """Of several blocks, each with its length in front."""
+    """The numbers of several blocks together; each part begins with the block's length."""
     count, zeros, nonfinite, mean, std, low, high = np.array(parts).T
     finite = count - nonfinite
     if not finite.any():
@@ -125,14 +127,14 @@ def _joined(parts: Sequence[Numbers]) -> Numbers:
 
 
 def _block(x: Values, counts: Values | None) -> Numbers:
-    """Zeros, non-finite entries, mean, std, min, max. Reading a value costs nothing here: rare cases are branches."""
+    """Zeros, non-finite entries, mean, std, min, max. On a CPU a branch on data is cheap, so rare cases are branches."""
     if len(x):
         low, high = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
-        if 1e-12 < max(-low, high) < 1e12:  # so that no square of weight vanishes or overflows; false for NaN
+        if 1e-12 < max(-low, high) < 1e12:  # then no square that matters underflows or overflows; false for NaN
             total, squares = _sums(x)
             mean, mean_square = total / len(x), squares / len(x)
             variance = mean_square - mean * mean
-            if variance > 0.5 * mean_square:  # else the mean stands out, and the difference would lose digits
+            if variance > 0.5 * mean_square:  # otherwise the mean is large, and the difference loses digits
                 some = low <= 0 <= high and (counts is None or counts[0] + counts[CODES // 2])
                 zeros = int(np.count_nonzero(x == 0)) if some else 0
                 return zeros, 0, mean, math.sqrt(variance), low, high
@@ -146,7 +148,7 @@ def _block_in_double(x: Values) -> Numbers:
         return 0, nonfinite, math.nan, math.nan, math.nan, math.nan
     low, high = float(np.minimum.reduce(finite)), float(np.maximum.reduce(finite))
     zeros, scale = int(np.count_nonzero(finite == 0)), max(-low, high) or 1.0
-    finite /= scale  # squares of doubles can vanish and overflow, too
+    finite /= scale  # squares of doubles can underflow and overflow, too
     mean = float(np.add.reduce(finite)) / len(finite)
     finite -= mean
     std = math.sqrt(np.add.reduce(finite * finite) / len(finite))
@@ -154,7 +156,7 @@ def _block_in_double(x: Values) -> Numbers:
 
 
 def _sums(x: Values) -> tuple[float, float]:
-    """Of x and of its squares: dot products of some thousand entries in their own precision, added in double."""
+    """The sums of x and of its squares: dot products of 8,192 entries in their own precision, added in double."""
     ones = _ONES[x.dtype]
     if len(x) <= _DOT:
         return float(x.dot(ones[: len(x)])), float(x.dot(x))
@@ -165,7 +167,7 @@ def _sums(x: Values) -> tuple[float, float]:
 
 
 def _on_device(x: Tensor) -> Tensor:
-    """The same numbers without looking at any of them: no branch on data, no synchronisation."""
+    """The same numbers as `_block`, without a branch on data, so without synchronisation."""
     finite = x.isfinite()
     count = finite.sum()
     wide = x.double()
@@ -181,7 +183,7 @@ def _on_device(x: Tensor) -> Tensor:
 
 
 def _counts(x: Values) -> Values:
-    """How many of a block's values have which upper 12 bits as float32, int64 [4096] (see `Histogram`)."""
+    """The histogram of a block: for each code, the upper 12 bits of a float32, the number of values. int64 [4096]."""
     single = x if x.dtype == np.float32 else torch.from_numpy(x).float().numpy()
     codes = np.right_shift(single.view(np.uint32), 20, out=_scratch(threading.get_ident())[: len(x)])
     counts: Values = torch.bincount(torch.from_numpy(codes.view(np.int32)), minlength=CODES).numpy()
@@ -190,12 +192,12 @@ def _counts(x: Values) -> Values:
 
 @lru_cache(16)
 def _scratch(thread: int) -> npt.NDArray[np.uint32]:
-    """A thread's own memory, as getting some from the system takes longer than filling it."""
+    """Memory that a thread uses again and again: allocating it takes longer than filling it."""
     return np.empty(_BLOCK, np.uint32)
 
 
 def _bit_histogram(x: Tensor) -> Tensor:
-    """The same on a device; `bincount` would read the largest code back to the host."""
+    """The same as `_counts` on a device, where `bincount` would copy the largest code to the host."""
     counts = torch.zeros(CODES, dtype=torch.int64, device=x.device)
     for block in x.float().split(_DEVICE_BLOCK):
         codes = (block.view(torch.int32) >> 20) & (CODES - 1)
@@ -203,19 +205,19 @@ def _bit_histogram(x: Tensor) -> Tensor:
     return counts
 
 
-def _at_home(parts: Sequence[Any]) -> Callable[[Any], Any]:
-    """Gives for each part an array on the host if it is a tensor, else the part itself."""
-    away = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
-    home: dict[int, Values] = {}
-    for device in dict.fromkeys(part.device for part in away):
-        mine = [part for part in away if part.device == device]
-        home.update(zip(map(id, mine), _transferred(mine), strict=True))
-    return lambda part: home.get(id(part), part)
+def _on_host(parts: Sequence[Any]) -> Callable[[Any], Any]:
+    """A function that gives the host's copy of a part that lies on a device, and any other part itself."""
+    remote = [part for part in parts if isinstance(part, Tensor) and part.device.type != "cpu"]
+    copies: dict[int, Values] = {}
+    for device in dict.fromkeys(part.device for part in remote):
+        same = [part for part in remote if part.device == device]
+        copies.update(zip(map(id, same), _transferred(same), strict=True))
+    return lambda part: copies.get(id(part), part)
 
 
 def _transferred(parts: Sequence[Tensor]) -> list[Values]:
-    together = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
-    return np.split(together, np.cumsum([part.numel() for part in parts])[:-1])
+    joined = torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+    return np.split(joined, np.cumsum([part.numel() for part in parts])[:-1])
 
 
 def _stats(reduction: Reduction, numbers: Iterable[float], counts: Values | None) -> Stats:
