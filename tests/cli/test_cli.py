@@ -248,13 +248,13 @@ def test_preflight_of_a_recipe_and_the_best_change(capsys: pytest.CaptureFixture
     assert main(["preflight", "--act", "relu", "--gain", "0.3", "--what-if"]) == 0
     printed = words(capsys)
     assert printed.startswith("layer size gradient expected weight gain activation gain dead update ratio")
-    assert "vanishing: of the gradient at fc7" in printed
+    assert "vanishing: fc1 receives " in printed
     assert "What if change gradient drive spread verdict unchanged" in printed
     command = re.search(r"Or: (vgrad train .*)$", printed)
     assert command is not None
     assert "--gain" not in command[1]
     assert main(["preflight", *command[1].split()[2:]]) == 0
-    assert "healthy: the gradient reaches the first layer" in words(capsys)
+    assert "healthy: The gradient reaches the first layer." in words(capsys)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_fail_on_ends_a_training_with_3_if_its_last_verdict_is_listed(
     options = ["train", "--epochs", "2", "--runs", str(tmp_path), "--fail-on", "vanishing,non-finite"]
     assert main([*options, *arguments]) == code
     printed = capsys.readouterr().out
-    assert re.findall(r"^verdict at step 0: (\w+), ", printed, re.M) == verdicts
+    assert re.findall(r"^verdict at step 0: (\w+)\. ", printed, re.M) == verdicts
     assert re.findall(r"^The verdict is (\w+): ", printed, re.M) == verdicts
 
 

@@ -355,7 +355,7 @@ def test_the_text_for_a_sigmoid_net_names_causes_and_the_verdict_for_adam() -> N
     result = failing()
     assert (result.verdict, result.steps) == ("vanishing", None)
     words = " ".join(str(result).split())
-    assert "in all " in words
+    assert "In total, weights cause " in words
     assert "No optimizer was given, so the verdict is for SGD. The verdict for Adam is: vanishing." in words
     assert "All samples look nearly the same to the last layer" in words
     assert "For weights of this size, theory predicts that " in words

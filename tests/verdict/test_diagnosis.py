@@ -88,7 +88,7 @@ def test_the_optimizer_counts() -> None:
     words = {name: diagnose(samples, optimizer=name).verdict for name in ("SGD", "AdamW")}
     assert words["SGD"] == "vanishing"
     assert words["AdamW"] in ("slow", "healthy")
-    assert "Adam, whose steps" in diagnose(samples, optimizer="SGD").paragraph()
+    assert "Adam trained networks like this one" in diagnose(samples, optimizer="SGD").paragraph()
 
 
 @pytest.mark.parametrize(("act", "init"), [("relu", "he"), ("tanh", "glorot"), ("selu", "lecun")])
@@ -331,7 +331,7 @@ def test_too_little_to_judge() -> None:
     model = nn.Linear(8, 3)
     found = after(model, sgd(model))
     assert found.verdict == "cannot tell"
-    assert "two are needed" in found.because
+    assert "A comparison needs two." in found.because
 
 
 def test_one_late_sample_does_not_say_whether_the_error_falls() -> None:
@@ -465,11 +465,15 @@ def test_the_table_and_the_paragraph() -> None:
     found = after(model, sgd(model))
     text = str(found)
     table, paragraph = text.split("\n\n")
-    assert len(table.splitlines()) == 1 + len(found.layers)
+    *rows, legend = table.splitlines()
+    assert len(rows) == 1 + len(found.layers)
+    assert legend == "weak: the gradient is below 0.01 of the last layer's."
+    assert [row.endswith(" weak") for row in rows[1:]] == [(x.gradient or 0) < 0.01 for x in found.layers]
     assert paragraph.replace("\n", " ") == found.paragraph()
     assert paragraph.startswith("vanishing: ")
     assert found.confidence is not None
-    assert str(found.confidence) in found.paragraph()
+    record = found.confidence
+    assert f"{record.right} of {record.total} test networks with this verdict did not train" in found.paragraph()
     markdown = found.markdown()
     assert markdown.count("\n| ") == 1 + len(found.layers)
     assert "**vanishing**: " in markdown
@@ -506,9 +510,9 @@ def test_the_words_say_what_was_compared_and_with_which_line() -> None:
     model = mlp(14, "sigmoid", "torch")
     found = after(model, adam(model))
     numbers = [two_digits(10**value) for value in (found.evidence.lost, found.evidence.strength)]
-    assert f"times {numbers[0]} left at the start" in found.because
+    assert f"times the {numbers[0]} that were left at the start" in found.because
     line = two_digits(10 ** CUTOFFS["adam"]["start"].vanishing)
-    assert f"is {numbers[1]}; below {line} hardly a network trains with Adam" in found.because
+    assert f"is {numbers[1]}; with Adam, networks below {line} rarely train." in found.because
 
 
 def test_norms_not_rms_are_compared() -> None:
@@ -577,7 +581,7 @@ def test_zeros_that_no_activation_made_are_not_dead_units(make: Callable[[], nn.
     model = make()
     found = diagnose(watched(model, sgd(model, 0.1), data=(torch.rand(32, 16), torch.arange(32) % 4)), optimizer="SGD")
     assert found.verdict == verdict, found
-    assert (found.because == "the weight of layer 4 is zero, so no gradient passes it yet") is (
+    assert (found.because == "The weight of layer 4 is zero, so no gradient passes through it yet.") is (
         verdict == "cannot tell"
     )
 
@@ -585,7 +589,9 @@ def test_zeros_that_no_activation_made_are_not_dead_units(make: Callable[[], nn.
 def test_a_dead_layer_is_named() -> None:
     model, data = circles(4)
     found = diagnose(watched(with_bias(model, -2.0), sgd(model, 0.01), loss_of=binary, data=data), optimizer="SGD")
-    assert re.search(r"of the output gradient of fc\d is exactly zero, before the first step", found.because)
+    assert re.search(
+        r"of the output gradient of fc\d is exactly zero\. This is the state before training\.", found.because
+    )
 
 
 def test_losses_say_something_only_where_they_are_positive() -> None:
@@ -610,8 +616,8 @@ def test_an_exploding_gradient_is_no_alarm_where_most_such_networks_trained() ->
 def test_numbers_for_names_are_called_layers_in_sentences() -> None:
     model = nn.Sequential(*mlp(8, "sigmoid", "torch"))
     found = after(model, sgd(model))
-    assert "; at layer 12 a tenth is left" in found.paragraph()
-    assert re.search(r"Most of it is due to the \w+ (of|behind) layer \d+ \(x ", found.paragraph())
+    assert ", and at layer 12 a tenth is left." in found.paragraph()
+    assert re.search(r"The largest shares of the decrease are the \w+ (of|after) layer \d+ \(x ", found.paragraph())
     assert found.layers[0].label == "0"
 
 
@@ -627,16 +633,16 @@ def advice(act: str, init: str, *, depth: int = 30, width: int = 8, gain: float 
     raise AssertionError("all are healthy")
 
 
-WEIGHTS, ACTIVATION = "larger weights (he for relu", "take another activation, relu with he weights, say"
+WEIGHTS, ACTIVATION = "larger initial weights (he for relu", "se another activation, for example relu with he weights"
 
 
 @pytest.mark.parametrize(
     ("act", "init", "gain", "said", "unsaid"),
     [
         ("relu", "he", 0.3, [WEIGHTS], [ACTIVATION]),
-        ("relu", "he", 0.9, ["residual connections or batch normalisation; weights"], [WEIGHTS, ACTIVATION]),
-        ("sigmoid", "he", 1.0, [ACTIVATION, "this one leaves 0.2"], [WEIGHTS]),
-        ("sigmoid", "uniform", 0.3, [ACTIVATION, "Initialise with " + WEIGHTS], []),
+        ("relu", "he", 0.9, ["residual connections or batch normalisation. Weights"], [WEIGHTS, ACTIVATION]),
+        ("sigmoid", "he", 1.0, [ACTIVATION, "The present one keeps 0.2"], [WEIGHTS]),
+        ("sigmoid", "uniform", 0.3, [ACTIVATION, "Use " + WEIGHTS], []),
         ("tanh", "glorot", 0.3, [WEIGHTS], [ACTIVATION, "saturated"]),
         ("tanh", "normal", 1.0, ["of a smaller variance (he for relu"], [WEIGHTS, ACTIVATION]),
     ],
@@ -655,7 +661,7 @@ def test_batch_norm_not_the_weights_is_blamed_for_an_explosion_behind_it() -> No
     model = nn.Sequential(*parts, nn.Linear(32, 3))
     found = after(model, sgd(model))
     assert found.verdict == "exploding"
-    assert "normalisation without residual connections" in found.advice[-1]
+    assert "normalisation and no residual connections" in found.advice[-1]
     assert "smaller variance" not in found.paragraph()
 
 
@@ -680,5 +686,5 @@ def test_losses_may_be_an_array_and_the_last_may_be_nan() -> None:
 def test_the_optimizer_is_to_be_named() -> None:
     model = mlp(2, "relu", "he")
     optimizer: Any = sgd(model)
-    with pytest.raises(UsageError, match="optimizer must be the name of a class, 'SGD', say, not an object"):
+    with pytest.raises(UsageError, match="optimizer must be the name of its class, such as 'SGD', not an object"):
         diagnose(watched(model, optimizer), optimizer=optimizer)

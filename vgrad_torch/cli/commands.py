@@ -19,7 +19,7 @@ from typing import Any
 
 from vgrad_torch.distributed import launch
 from vgrad_torch.errors import UsageError
-from vgrad_torch.verdict.words import printable
+from vgrad_torch.verdict.labels import printable
 
 
 def _pattern(text: str) -> re.Pattern[str]:

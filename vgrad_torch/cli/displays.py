@@ -56,7 +56,7 @@ class RunDisplay:
         diagnosis = monitor.diagnose()
         if diagnosis.verdict != self._verdict:
             self._verdict = diagnosis.verdict
-            self.print_line(f"verdict at step {diagnosis.evidence.step:,}: {diagnosis.verdict}, {diagnosis.because}")
+            self.print_line(f"verdict at step {diagnosis.evidence.step:,}: {diagnosis.verdict}. {diagnosis.because}")
 
     def _show(self, epoch: Epoch, snapshot: Snapshot | None) -> None:
         if self._live is None:

@@ -163,7 +163,7 @@ def diagnosed(run: Run) -> Diagnosis | None:
     found = diagnose(history, optimizer=str(run.config.get("optimizer", _UNNAMED)), losses=losses)
     if found.verdict != "frozen" or not without:
         return found
-    because = f"no gradient is logged at {', '.join(without)}; frozen, or cut off from the loss? The log does not say"
+    because = f"The log has no gradient of {', '.join(without)}. It does not say whether they are frozen or cut off."
     return replace(
         found, verdict="cannot tell", because=because, advice=("Next: print monitor.diagnose() in the run.",)
     )

@@ -18,9 +18,9 @@ from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.trials.measure import LossFunction, measure
 from vgrad_torch.trials.units import LayerUnits
 from vgrad_torch.verdict.diagnosis import Diagnosis, LayerState, table
+from vgrad_torch.verdict.labels import listed
 from vgrad_torch.verdict.rules import family, judge, two_digits
 from vgrad_torch.verdict.waterfall import Waterfall, waterfall
-from vgrad_torch.verdict.words import listed
 from vgrad_torch.watching.selection import Layers
 
 

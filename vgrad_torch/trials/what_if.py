@@ -85,7 +85,7 @@ class WhatIf:
     def text(self, width: int = 100) -> str:
         """The table, sentences wrapped to a width, and the code."""
         if self.before.verdict not in _WITH_REMEDY:
-            return textwrap.fill(f"Nothing to fix: {self.before.because}.", width)
+            return textwrap.fill(f"Nothing to fix. {self.before.because}", width)
         rows = [_row("unchanged", self.before, self.spread, self.before.verdict)]
         rows += [_row(t.remedy.name, t.diagnosis, t.spread, t.verdict) for t in self.trials]
         return "\n".join([*table(_HEAD, rows), "", *_paragraphs(self, width)])

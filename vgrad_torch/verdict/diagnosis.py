@@ -1,6 +1,6 @@
-"""From snapshots to words: diagnose() gives the verdict with its evidence, who is to blame, and what to do next.
+"""diagnose(): from snapshots to a verdict, with its evidence, its causes and what to do next.
 
-Plain numbers in, no torch. What is measured stands in evidence.py, the rules in verdicts.py, their lines in cutoffs.py.
+No torch here. evidence.py measures, rules.py decides, and cutoffs.py holds the thresholds.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.verdict.advice import ADVICE
 from vgrad_torch.verdict.cutoffs import RECORDS, Record
 from vgrad_torch.verdict.evidence import Evidence, first_nonfinite, gather, norm
+from vgrad_torch.verdict.labels import called
 from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period, two_digits
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
-from vgrad_torch.verdict.words import called
 
 __all__ = ["Diagnosis", "LayerState", "Suspect", "diagnose", "first_nonfinite"]
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A factor of the waterfall and its share, 0 to 1, of all weakening (if the gradient explodes: strengthening).
+    """A factor of the waterfall and its share of the decrease (of an exploding gradient: increase), 0 to 1.
 
-    The share is of the logarithm.
+    The share is that of the logarithm.
     """
 
     factor: Factor
     share: float
 
     def __str__(self) -> str:
-        what = "weight of" if self.factor.kind == "weight" else "activation behind"
+        what = "weight of" if self.factor.kind == "weight" else "activation after"
         return f"the {what} {called(self.factor.layer)} (x {two_digits(self.factor.gain)}, {self.share:.0%})"
 
 
@@ -41,8 +41,8 @@ class Suspect:
 class LayerState:
     """One line of the table: a call of a layer in the newest sample.
 
-    `gradient` is the norm of its output gradient over that of the last layer, `word` is `healthy`, `weak` (below a
-    hundredth), `strong` (above a hundred), `dead`, `frozen`, `no gradient` or `non-finite`.
+    `gradient` is the norm of its output gradient relative to that of the last layer. `word` is `healthy`, `weak`
+    (`gradient` is below 0.01), `strong` (above 100), `dead`, `frozen`, `no gradient` or `non-finite`.
     """
 
     label: str
@@ -56,18 +56,18 @@ class LayerState:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A verdict and what it rests on; `str()` is a table of the layers and one paragraph.
+    """A verdict and its reasons; `str()` is a table of the layers and one paragraph.
 
     Attributes:
-        verdict: one of `verdicts.VERDICTS`.
-        because: the reason, half a sentence.
+        verdict: one of `rules.VERDICTS`.
+        because: the reason, one or more sentences.
         evidence: the numbers that were judged.
-        suspects: which factors of the waterfall weaken the gradient most (strengthen it, if it explodes).
-        advice: what to do next, sentence by sentence, the most promising first.
+        suspects: the factors of the waterfall that weaken the gradient most (of an exploding gradient: increase it).
+        advice: what to do next in sentences, the most promising first.
         layers: the layers in order of their first call.
-        confidence: how often this verdict was right on the calibration's test networks; None where none of them was
-            like this one.
-        optimizer: as it was given.
+        confidence: how often this verdict was right on the calibration's test networks; None if none of them was like
+            this one.
+        optimizer: the name that was given.
     """
 
     verdict: str
@@ -81,74 +81,77 @@ class Diagnosis:
 
     @property
     def alarm(self) -> bool:
-        """Whether it says that the network will not train as it is: most that got this verdict did not."""
+        """Whether the network will probably not train as it is: most networks with this verdict did not."""
         return self.verdict in ALARMS and (self.confidence is None or self.confidence.share > 0.5)
 
     def __str__(self) -> str:
-        return "\n".join([*table(_HEAD, map(_cells, self.layers)), "", textwrap.fill(self.paragraph(), 100)])
+        legend = [textwrap.fill(line, 100) for line in _legend(self.layers)]
+        rows = table(_HEAD, map(_cells, self.layers))
+        return "\n".join([*rows, *legend, "", textwrap.fill(self.paragraph(), 100)])
 
     def markdown(self) -> str:
-        """The same for TensorBoard's text tab."""
+        """The same in Markdown, for TensorBoard's text tab."""
         rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(layer) for layer in self.layers)]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"{table}\n\n**{self.verdict}**{self.paragraph().removeprefix(self.verdict)}\n"
 
     def paragraph(self) -> str:
-        """Verdict, reason, suspects, confidence and advice."""
-        end = "" if self.because.endswith("?") else "."
-        return " ".join([f"{self.verdict}: {self.because}{end}", *_remarks(self), *self.advice])
+        """Verdict, reason, causes, confidence and advice."""
+        return " ".join([f"{self.verdict}: {self.because}", *_remarks(self), *self.advice])
 
 
 def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[float] | None = None) -> Diagnosis:
-    """Say what a run's snapshots say about its gradient.
+    """The verdict on a run, from its snapshots.
 
     Args:
-        history: samples in order of their steps, such as `monitor.history`; the first one shows what the error was.
-        optimizer: the name of its class, `SGD`, `AdamW`.
-        losses: the training losses of any steps in order, if you have them; without them the last layer's gradient
-            stands for the error. A last one that is NaN or infinite is told as such.
+        history: snapshots in order of their steps, such as `monitor.history`. The first one shows the initial error.
+        optimizer: the name of its class, such as `SGD` or `AdamW`.
+        losses: the training losses of any steps, in order. Without them the last layer's gradient stands for the error.
+            If the last one is NaN or infinite, the verdict says so.
 
     Raises:
         UsageError: the history is empty, or `optimizer` is no name.
 
     >>> diagnose([Snapshot(0, ())], optimizer="SGD").because
-    'a gradient was seen at none of the watched layers, and two are needed to compare'
+    'A gradient was seen at none of the watched layers. A comparison needs two.'
     """
     samples = list(history)
     if not samples:
         raise UsageError("there is no sample to judge; let the monitor see at least one optimizer step")
     if not isinstance(optimizer, str):
-        raise UsageError(f"optimizer must be the name of a class, {type(optimizer).__name__!r}, say, not an object")
+        raise UsageError(
+            f"optimizer must be the name of its class, such as {type(optimizer).__name__!r}, not an object"
+        )
     values = [] if losses is None else [float(loss) for loss in losses]
     evidence = _with_loss(gather(samples, values), values)
-    found, falls = judge(evidence, optimizer), waterfall(samples[-1])
+    judgement, factors = judge(evidence, optimizer), waterfall(samples[-1])
     return Diagnosis(
-        found.verdict, found.because, evidence,
-        suspects=tuple(_suspects(falls, found)),
-        advice=tuple(ADVICE[found.verdict](evidence, optimizer, falls)),
+        judgement.verdict, judgement.because, evidence,
+        suspects=tuple(_suspects(factors, judgement)),
+        advice=tuple(ADVICE[judgement.verdict](evidence, optimizer, factors)),
         layers=tuple(_states(samples[-1], evidence)),
-        confidence=_confidence(evidence, found, optimizer),
+        confidence=_confidence(evidence, judgement, optimizer),
         optimizer=optimizer,
     )  # fmt: skip
 
 
 def _with_loss(evidence: Evidence, losses: Sequence[float]) -> Evidence:
-    """A loss is computed after the outputs and before the gradients: it is named before these."""
+    """The evidence with a loss that is NaN: it comes after the outputs and before the gradients."""
     forward = evidence.nonfinite and "backward" not in evidence.nonfinite
     if forward or not losses or math.isfinite(losses[-1]):
         return evidence
     return replace(evidence, nonfinite=f"the loss, which is {losses[-1]:g}")
 
 
-def _confidence(evidence: Evidence, found: Judgement, optimizer: str) -> Record | None:
+def _confidence(evidence: Evidence, judgement: Judgement, optimizer: str) -> Record | None:
     known = family(optimizer)
-    return RECORDS.get((known, period(evidence), found.verdict)) if known and evidence.chain else None
+    return RECORDS.get((known, period(evidence), judgement.verdict)) if known and evidence.chain else None
 
 
-def _suspects(falls: Waterfall | None, found: Judgement) -> list[Suspect]:
-    if falls is None or found.verdict not in ("vanishing", "slow", "cannot tell", "exploding", "dead"):
+def _suspects(factors: Waterfall | None, judgement: Judgement) -> list[Suspect]:
+    if factors is None or judgement.verdict not in ("vanishing", "slow", "cannot tell", "exploding", "dead"):
         return []
-    shares = falls.growth() if found.verdict == "exploding" else falls.shares()
+    shares = factors.growth() if judgement.verdict == "exploding" else factors.shares()
     return [Suspect(factor, share) for factor, share in shares]
 
 
@@ -175,16 +178,30 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
         return ""
     if layer.output_gradient and layer.output_gradient.zero_fraction == 1.0 and evidence.zeros == 1.0:
         return "dead"
-    return "weak" if gradient < 0.01 else "strong" if gradient > 100 else "healthy"
+    return "weak" if gradient < _WEAK else "strong" if gradient > _STRONG else "healthy"
 
 
-def _of_itself(ratio: float) -> str:
+_WEAK, _STRONG = 0.01, 100.0
+
+_LEGEND = {
+    "weak": f"weak: the gradient is below {_WEAK:g} of the last layer's.",
+    "strong": f"strong: the gradient is above {_STRONG:g} times the last layer's.",
+}
+
+
+def _legend(layers: Iterable[LayerState]) -> Iterator[str]:
+    """What the states weak and strong mean, if a layer has them."""
+    words = {layer.word for layer in layers}
+    return (meaning for word, meaning in _LEGEND.items() if word in words)
+
+
+def _of_its_size(ratio: float) -> str:
     """A change relative to what is changed.
 
-    >>> _of_itself(0.00321), _of_itself(35123.0)
-    ('0.0032 of itself', '35,000 times its size')
+    >>> _of_its_size(0.00321), _of_its_size(35123.0)
+    ('0.0032 of its size', '35,000 times its size')
     """
-    return f"{two_digits(ratio)} of itself" if ratio < 1 else f"{float(two_digits(ratio)):,g} times its size"
+    return f"{two_digits(ratio)} of its size" if ratio < 1 else f"{float(two_digits(ratio)):,g} times its size"
 
 
 _WORDS = ("run", "setting", "layer", "size", "state", "change", "verdict")
@@ -197,7 +214,7 @@ def _cells(layer: LayerState) -> tuple[str, ...]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines of aligned columns, words to the left and numbers to the right."""
+    """Lines with aligned columns, words to the left and numbers to the right."""
     cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ("  ".join(map(_aligned, head, row, widths)).rstrip() for row in cells)
@@ -207,19 +224,30 @@ def _aligned(head: str, cell: str, width: int) -> str:
     return cell.ljust(width) if head in _WORDS else cell.rjust(width)
 
 
-def _remarks(found: Diagnosis) -> Iterator[str]:
-    evidence = found.evidence
-    if found.verdict in ("vanishing", "slow") and evidence.slope > 0:
-        tenth = f"; at {called(evidence.tenth)} a tenth is left" if evidence.tenth else ""
-        yield f"Every {two_digits(evidence.half_depth)} layers halve it{tenth}."
-    if found.suspects:
-        weights = sum(suspect.share for suspect in found.suspects if suspect.factor.kind == "weight")
-        largest = ", ".join(map(str, found.suspects[:3]))
-        yield f"Most of it is due to {largest}; in all {weights:.0%} to weights, {1 - weights:.0%} to activations."
-    if found.verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
-        yield f"A step changes the first weight that trains by {_of_itself(10**evidence.update)}."
+def _remarks(diagnosis: Diagnosis) -> Iterator[str]:
+    """Sentences about the decrease over the depth, its causes, the update and the calibration."""
+    evidence, verdict = diagnosis.evidence, diagnosis.verdict
+    if verdict in ("vanishing", "slow") and evidence.slope > 0:
+        tenth = f", and at {called(evidence.tenth)} a tenth is left" if evidence.tenth else ""
+        yield f"The gradient halves every {two_digits(evidence.half_depth)} layers{tenth}."
+    if diagnosis.suspects:
+        change = "increase" if verdict == "exploding" else "decrease"
+        weights = sum(suspect.share for suspect in diagnosis.suspects if suspect.factor.kind == "weight")
+        yield f"The largest shares of the {change} are {_enumerated(list(map(str, diagnosis.suspects[:3])))}."
+        yield f"In total, weights cause {weights:.0%} of it and activations {1 - weights:.0%}."
+    if verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
+        yield f"One step changes the first trained weight by {_of_its_size(10**evidence.update)}."
     if not evidence.chain and not math.isnan(evidence.signal):
-        yield "First and last are meant in the order of the calls; no network like this one was in the calibration."
-    if found.confidence is not None:
-        outcome = "did not train" if found.verdict in ALARMS else "trained"
-        yield f"Of the calibration's test networks with this verdict {found.confidence} {outcome}."
+        yield "First and last mean the order of the calls; the calibration has no network like this one."
+    if diagnosis.confidence is not None:
+        outcome = "did not train" if verdict in ALARMS else "trained"
+        record = diagnosis.confidence
+        low, high = record.interval
+        yield (
+            f"In the calibration, {record.right} of {record.total} test networks with this verdict {outcome}: "
+            f"{record.share:.0%} ({low:.0%} to {high:.0%})."
+        )
+
+
+def _enumerated(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,4 +1,4 @@
-"""judge: from evidence to one word, the first of an ordered list of rules that applies."""
+"""The rules: each verdict has one, and `judge` gives the verdict of the first rule that applies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vgrad_torch.verdict.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, REACHES, Cutoffs
 from vgrad_torch.verdict.evidence import Evidence
-from vgrad_torch.verdict.words import called, listed
+from vgrad_torch.verdict.labels import called, listed
 
 FAMILIES: Mapping[str, str] = {
     "sgd": "sgd", "asgd": "sgd",
@@ -16,8 +16,11 @@ FAMILIES: Mapping[str, str] = {
     "adagrad": "adam", "adadelta": "adam",
     "rmsprop": "rmsprop",
 }  # fmt: skip
-"""Optimizers by the name of their class: whose cut-offs they are judged by. SGD steps by the size of the gradient, the
-others by a size of their own, so they train through a gradient that is a hundred times weaker."""
+"""Optimizer class, in lower case -> the family whose cut-offs judge it.
+
+SGD steps by the size of the gradient. The others choose the size of their steps themselves, so they train with a
+gradient that is a hundred times smaller.
+"""
 
 ALARMS = frozenset({"no gradient", "non-finite", "exploding", "dead", "vanishing"})
 """Verdicts that say that the network will not train as it is."""
@@ -27,18 +30,18 @@ _MARGIN = 1.0  # decades by which a network of another kind than the calibration
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict in one word of `VERDICTS`, and the reason as half a sentence."""
+    """A verdict, one of `VERDICTS`, and the reason in one or more sentences."""
 
     verdict: str
     because: str
 
 
 Rule = Callable[[Evidence, str], str | None]
-"""Gives the reason if the rule applies, for the optimizer's family."""
+"""The reason if the rule applies, else None; for an optimizer family."""
 
 
 def family(optimizer: str) -> str | None:
-    """The family an optimizer belongs to, by its class's name; None if it was not calibrated.
+    """The family of an optimizer, by the name of its class; None if it was not calibrated.
 
     >>> family("AdamW"), family("LBFGS")
     ('adam', None)
@@ -47,14 +50,15 @@ def family(optimizer: str) -> str | None:
 
 
 def judge(evidence: Evidence, optimizer: str) -> Judgement:
-    """The verdict. An optimizer that was not calibrated is told what holds for all that were, if they agree."""
+    """The verdict. An optimizer that was not calibrated gets the verdict of all calibrated ones, if they agree."""
     known = family(optimizer)
-    found = [_judge(evidence, name) for name in ([known] if known else CUTOFFS)]
-    if len({judgement.verdict for judgement in found}) == 1:
-        note = "" if known else f" ({optimizer} was not calibrated, but all that were agree)"
-        return Judgement(found[0].verdict, found[0].because + note)
-    words = ", ".join(f"{name} {judgement.verdict}" for name, judgement in zip(CUTOFFS, found, strict=True))
-    return Judgement("cannot tell", f"{optimizer} was not calibrated, and the others do not agree: {words}")
+    judgements = [_judge(evidence, name) for name in ([known] if known else CUTOFFS)]
+    first = judgements[0]
+    if len({judgement.verdict for judgement in judgements}) == 1:
+        note = "" if known else f" {optimizer} was not calibrated, but the rules of all calibrated optimizers agree."
+        return Judgement(first.verdict, first.because + note)
+    votes = ", ".join(f"{name} {judgement.verdict}" for name, judgement in zip(CUTOFFS, judgements, strict=True))
+    return Judgement("cannot tell", f"{optimizer} was not calibrated, and the calibrated optimizers differ: {votes}.")
 
 
 def _judge(evidence: Evidence, optimizer: str) -> Judgement:
@@ -65,7 +69,7 @@ def _judge(evidence: Evidence, optimizer: str) -> Judgement:
 
 
 def period(evidence: Evidence) -> str:
-    """`start` or `later`, from step `EARLY` on: then it counts that the error has not fallen."""
+    """`start`, or `later` from step `EARLY` on. From then on it matters that the error has not fallen."""
     return "start" if evidence.step < EARLY else "later"
 
 
@@ -80,55 +84,55 @@ def learning(evidence: Evidence) -> bool:
 
 
 def arrives(evidence: Evidence) -> bool:
-    """Whether there is no need to ask for more: it learns, or the gradient reaches the first layer."""
+    """Whether no other rule is needed: the network learns, or the gradient reaches the first layer."""
     return learning(evidence) or evidence.signal > REACHES
 
 
 def _no_gradient(evidence: Evidence, _: str) -> str | None:
     if not evidence.cut_off:
         return None
-    return f"no gradient arrives at {listed(evidence.cut_off)}, cut off from the loss or not used"
+    return f"No gradient arrives at {listed(evidence.cut_off)}: the loss does not depend on it."
 
 
 def _nonfinite(evidence: Evidence, _: str) -> str | None:
-    return f"NaN or infinity stands in {evidence.nonfinite}" if evidence.nonfinite else None
+    return f"NaN or infinity was found in {evidence.nonfinite}." if evidence.nonfinite else None
 
 
 def _all_but_one_frozen(evidence: Evidence, optimizer: str) -> str | None:
-    """Where only the last layer trains, there is no way down to judge."""
+    """If only the last layer trains, there is nothing between layers to judge."""
     return _frozen(evidence, optimizer) if evidence.layers == 1 else None
 
 
 def _blind(evidence: Evidence, _: str) -> str | None:
     if not evidence.scaled:
-        return "output gradients are missing; was watch() given the gradient scaler?"
+        return "The output gradients are missing. Was the gradient scaler passed to watch()?"
     if evidence.layers < 2:
-        return (
-            f"a gradient was seen at {evidence.layers or 'none'} of the watched layers, and two are needed to compare"
-        )
+        count = "one" if evidence.layers == 1 else "none"
+        return f"A gradient was seen at {count} of the watched layers. A comparison needs two."
     return None
 
 
 def _exploding(evidence: Evidence, optimizer: str) -> str | None:
     if learning(evidence) or not evidence.signal > EXPLODING[optimizer] + _margin(evidence):
         return None
-    return f"the first layer's gradient is {_times(evidence.signal)} times the last one's, {_fallen(evidence)}"
+    first, last = called(evidence.first), called(evidence.last)
+    return f"The gradient at {first} is {_times(evidence.signal)} times the gradient at {last}. {_when(evidence)}"
 
 
 def _dead(evidence: Evidence, _: str) -> str | None:
     elsewhere = evidence.zeros == 1.0 and evidence.silent  # a transformer that answers with one token has zeros, too
     if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or elsewhere):
         return None
-    share = f"{evidence.zeros:.0%} of the output gradient of {called(evidence.emptiest) or 'a layer'}"
-    return f"{share} is exactly zero, {_fallen(evidence)}"
+    layer = called(evidence.emptiest) or "a layer"
+    return f"{evidence.zeros:.0%} of the output gradient of {layer} is exactly zero. {_when(evidence)}"
 
 
 def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
     if arrives(evidence) or not getattr(evidence, lines.measure) < lines.vanishing - _margin(evidence):
         return None
-    line = f"below {_times(lines.vanishing)} hardly a network trains with {_NAMES[optimizer]}"
-    return f"{_weak(evidence, lines.measure)}; {line}"
+    below = f"networks below {_times(lines.vanishing)} rarely train"
+    return f"{_weak(evidence, lines.measure)}; with {_NAMES[optimizer]}, {below}."
 
 
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
@@ -137,15 +141,15 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
     if arrives(evidence) or value >= lines.slow:
         return None
     if math.isnan(value) and evidence.shut:
-        return f"the weight of {called(evidence.shut)} is zero, so no gradient passes it yet"
+        return f"The weight of {called(evidence.shut)} is zero, so no gradient passes through it yet."
     if math.isnan(value):
-        return "the first layer's weight, or its gradient, is not there to be compared"
+        return "The first layer's weight or its gradient was not measured, so the layers cannot be compared."
     if evidence.step == evidence.since > 0:
         return (
-            f"{_weak(evidence, lines.measure)}, but the only sample is of step {evidence.step}: is the error falling?"
+            f"{_weak(evidence, lines.measure)}. But the only sample is of step {evidence.step}: is the error falling?"
         )
     if not evidence.chain:
-        return f"{_weak(evidence, lines.measure)}, but only fully connected layers in a row were calibrated"
+        return f"{_weak(evidence, lines.measure)}. But only fully connected layers in a row were calibrated."
     return None
 
 
@@ -153,16 +157,21 @@ def _slow(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
     if arrives(evidence) or not getattr(evidence, lines.measure) < lines.slow:
         return None
-    line = f"between {_times(lines.vanishing)} and {_times(lines.slow)} networks train slowly with {_NAMES[optimizer]}"
-    return f"{_weak(evidence, lines.measure)}; {line}, and some do not"
+    between = f"between {_times(lines.vanishing)} and {_times(lines.slow)}"
+    return (
+        f"{_weak(evidence, lines.measure)}; with {_NAMES[optimizer]}, networks {between} train slowly, and some do not "
+        "train."
+    )
 
 
 def _frozen(evidence: Evidence, _: str) -> str | None:
-    return f"not trained: {listed(evidence.frozen)}; nothing is wrong with the others" if evidence.frozen else None
+    if not evidence.frozen:
+        return None
+    return f"The optimizer does not train {listed(evidence.frozen)}. Nothing is wrong with the other layers."
 
 
 def _healthy(evidence: Evidence, _: str) -> str | None:
-    return "the error is falling" if learning(evidence) else "the gradient reaches the first layer"
+    return "The error is falling." if learning(evidence) else "The gradient reaches the first layer."
 
 
 RULES: Sequence[tuple[str, Rule]] = (
@@ -178,17 +187,18 @@ RULES: Sequence[tuple[str, Rule]] = (
     ("frozen", _frozen),
     ("healthy", _healthy),
 )
-"""In this order."""
+"""Verdict and rule; the first rule that applies decides."""
 
 VERDICTS = tuple(dict.fromkeys(verdict for verdict, _ in RULES))
 
 _NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
 
 
-def _fallen(evidence: Evidence) -> str:
+def _when(evidence: Evidence) -> str:
+    """What is known of the error at the time of the evidence."""
     if evidence.step > evidence.since:
-        return "and the error has not fallen"
-    return f"at step {evidence.step}" if evidence.step else "before the first step"
+        return "The error has not fallen."
+    return f"This is the state at step {evidence.step}." if evidence.step else "This is the state before training."
 
 
 def _margin(evidence: Evidence) -> float:
@@ -197,19 +207,18 @@ def _margin(evidence: Evidence) -> float:
 
 
 def _weak(evidence: Evidence, measure: str) -> str:
-    """The gradient's way in words, ending with the measure that is compared."""
-    left = f"of the gradient at {called(evidence.last)} {_times(evidence.signal)} is left at {called(evidence.first)}"
-    asked = f"per unit of error it asks the first weight to change by {_times(evidence.drive)} of itself"
-    start = f"{_times(evidence.lost)} left at the start without what small weights take off"
-    words = {
-        "drive": asked,
-        "strength": f"{asked}; the fourth root of that, times {start}, is {_times(evidence.strength)}",
-    }
-    return f"{left}, {words[measure]}"
+    """How much of the gradient is left, and the measure that is compared; without a full stop."""
+    first, last = called(evidence.first), called(evidence.last)
+    left = f"{first} receives {_times(evidence.signal)} of the gradient that {last} receives."
+    asked = f"Relative to the error, the gradient would change the first weight by {_times(evidence.drive)} of its size"
+    if measure == "drive":
+        return f"{left} {asked}"
+    start = f"the {_times(evidence.lost)} that were left at the start, without the effect of small weights"
+    return f"{left} {asked}. The fourth root of that, times {start}, is {_times(evidence.strength)}"
 
 
 def two_digits(value: float) -> str:
-    """A number as short as two digits of it can be.
+    """A number with two significant digits.
 
     >>> two_digits(3.24e-4), two_digits(251.3), two_digits(0.0)
     ('0.00032', '250', '0')
@@ -218,5 +227,5 @@ def two_digits(value: float) -> str:
 
 
 def _times(log: float) -> str:
-    """A factor, from its logarithm."""
+    """A factor in words, from its decimal logarithm."""
     return two_digits(10**log)

@@ -43,8 +43,8 @@ class Metered:
     """A schedule that measures the time its samples take.
 
     The cost of a sampled step is its time minus the median time of the last steps without a sample. This difference is
-    noisy, so the cost is at least the time charged for the sample; and a step may be slow for other reasons, so the cost
-    is at most four times the charged time.
+    noisy, so the cost is at least the time charged for the sample. A step may be slow for other reasons, so the cost is
+    at most four times the charged time.
     """
 
     def __init__(self, due: Schedule) -> None:

@@ -33,8 +33,8 @@ _DEVICE_BLOCK = 1 << 24  # entries: fewer kernels to start, and 300 MB for their
 class Reduction:
     """The statistics of one tensor, still on its device.
 
-    `numbers` are zeros, non-finite entries, mean, std, min, max; on a device a float64 tensor [6]. `implied_zeros` is the
-    number of zeros that a sparse tensor does not store.
+    `numbers` are zeros, non-finite entries, mean, std, min, max; on a device a float64 tensor [6]. `implied_zeros` is
+    the number of zeros that a sparse tensor does not store.
     """
 
     count: int
@@ -46,8 +46,8 @@ class Reduction:
 def reduce(tensor: Tensor, *, histogram: bool = True) -> Reduction:
     """Reduce a floating-point tensor of any shape, layout and precision; correct from 1e-40 to 1e30.
 
-    Counts and extremes are exact. The relative error of std is at most 1e-6; the error of the mean is at most 2e-7 times
-    the mean magnitude.
+    Counts and extremes are exact. The relative error of std is at most 1e-6; the error of the mean is at most 2e-7
+    times the mean magnitude.
     """
     x, implied_zeros = _entries(tensor)
     if x.device.type == "cpu":
@@ -127,7 +127,7 @@ def _joined(parts: Sequence[Numbers]) -> Numbers:
 
 
 def _block(x: Values, counts: Values | None) -> Numbers:
-    """Zeros, non-finite entries, mean, std, min, max. On a CPU a branch on data is cheap, so rare cases are branches."""
+    """Zeros, non-finite entries, mean, std, min, max. Rare cases are branches: on a CPU these are cheap."""
     if len(x):
         low, high = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
         if 1e-12 < max(-low, high) < 1e12:  # then no square that matters underflows or overflows; false for NaN

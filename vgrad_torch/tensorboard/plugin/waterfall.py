@@ -14,8 +14,8 @@ from typing import Any
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.verdict.labels import called
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, waterfall
-from vgrad_torch.verdict.words import called
 
 UNSPLIT = "unsplit"
 """Kind of a factor for the weights and activations between two layers together."""

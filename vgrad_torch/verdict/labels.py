@@ -1,4 +1,4 @@
-"""Labels in sentences: a layer that has only a number is called by it, and many are cut short."""
+"""How layers are named in sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def called(label: str) -> str:
-    """What a layer is called in a sentence, where `40` alone would be read as a number.
+    """The name of a layer in a sentence. A label without letters, such as `40`, would be read as a number.
 
     >>> called("fc1"), called("40"), called("0.2#3")
     ('fc1', 'layer 40', 'layer 0.2#3')
@@ -15,7 +15,7 @@ def called(label: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Without what would command a terminal: a name from a file may hold anything.
+    r"""The text without control characters, since a name from a file may hold commands for the terminal.
 
     >>> printable("fc1\x1b]0;owned\x07\n")
     'fc1?]0;owned?\n'
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def listed(labels: Sequence[str]) -> str:
-    """What they are called, of many the first three.
+    """The names of several layers; of more than three, the first three and a count.
 
     >>> listed(["fc1", "fc2"]), listed(["0", "2", "4", "6"])
     ('fc1, fc2', 'layer 0, layer 2, layer 4 and 1 more')
