@@ -1,4 +1,4 @@
-"""What a user may ask for: a name in a table, widths; or one sentence that says what is allowed."""
+"""Errors of the user: one sentence that says what was wrong and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Choice = TypeVar("Choice")
 
 
 class UsageError(ValueError):
-    """What the user asked for cannot be done; the message is one sentence that says what can be."""
+    """A request that cannot be fulfilled; the message says in one sentence what was wrong and what is allowed."""
 
 
 def choose(table: Mapping[str, Choice], name: str, what: str) -> Choice:
-    """Return `table[name]`, or raise a `UsageError` that lists the names and offers the nearest one.
+    """`table[name]`, or a `UsageError` that lists the names and suggests the nearest one.
 
     >>> choose({"relu": 1, "tanh": 2}, "tahn", "activation")
     Traceback (most recent call last):
@@ -29,7 +29,7 @@ def choose(table: Mapping[str, Choice], name: str, what: str) -> Choice:
 
 
 def checked_widths(widths: Sequence[int]) -> list[int]:
-    """The widths of an MLP, input and output included, or a `UsageError` that names the wrong one."""
+    """The widths of an MLP with input and output, or a `UsageError` that names the wrong one."""
     for position, width in enumerate(widths):
         if not _is_positive_integer(width):
             raise UsageError(f"widths[{position}] must be a positive integer, not {width!r}")

@@ -100,7 +100,7 @@ def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture
     assert re.search(r"fc1 784x512 0\.54 6\.8e-09 [█#]+[·.]+ 5\.2e-06 1\.3e-08 0\.094 fc2 512x256", printed)
     assert re.search(r"fc7 16x10 0\.12 9\.4e-03 [█#]{16} 1\.0e\+00 2\.7e-02 - ", printed)
     assert (
-        "The gradient falls on its way down: at fc1 its norm is 5.2e-06 of that at fc7; one net in three is off by"
+        "The gradient falls from fc7 to fc1: its norm at fc1 is 5.2e-06 of that at fc7. For one network in three this"
         in printed
     )
     assert "xi is 0.25 layers, and about 6 xi = 1.5 layers can be trained" in printed
@@ -110,11 +110,14 @@ def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--init", "he"], ["The gradient keeps its size", "critical, a gradient crosses any number of layers"]),
-        (["--init", "he", "--gain", "3"], ["The gradient grows on its way down", "the signal grows without bound"]),
+        (
+            ["--init", "he"],
+            ["The gradient keeps its size", "This is critical: a gradient passes through any number of layers."],
+        ),
+        (["--init", "he", "--gain", "3"], ["The gradient grows from fc7 to fc1", "the signal grows without bound"]),
         (["--act", "gelu"], ["4 for small signals (gain", ", 2 for large ones (gain"]),
-        (["--widths", "5,1"], ["A single layer hands no gradient down."]),
-        (["--bias=-0.5"], ["the signal dies out", "No weights are critical with this bias."]),
+        (["--widths", "5,1"], ["A single layer passes no gradient to others."]),
+        (["--bias=-0.5"], ["the signal vanishes", "With this bias no weights are critical."]),
     ],
 )
 def test_predict_in_words(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

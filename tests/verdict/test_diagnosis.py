@@ -510,7 +510,7 @@ def test_the_words_say_what_was_compared_and_with_which_line() -> None:
     model = mlp(14, "sigmoid", "torch")
     found = after(model, adam(model))
     numbers = [two_digits(10**value) for value in (found.evidence.lost, found.evidence.strength)]
-    assert f"times the {numbers[0]} that were left at the start" in found.because
+    assert f"times {numbers[0]} (left at the start" in found.because
     line = two_digits(10 ** CUTOFFS["adam"]["start"].vanishing)
     assert f"is {numbers[1]}; with Adam, networks below {line} rarely train." in found.because
 

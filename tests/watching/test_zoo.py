@@ -362,7 +362,7 @@ class Breaks(torch.autograd.Function):
     [
         ("forward", "the output of c, in the forward pass (36 of 36 values)"),
         ("backward", "the output gradient of b, in the backward pass (48 of 48 values)"),
-        ("weight", "the weight of b as the step began (1 of 20 values)"),
+        ("weight", "the weight of b before the step (1 of 20 values)"),
         ("loss", "the output gradient of c, in the backward pass (36 of 36 values)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run or a prediction on a terminal: pictures, tables of layers, results in words. Nothing is printed here."""
+"""What the terminal shows of a run or a prediction: pictures, tables and sentences. Nothing is printed here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH = 40
 
 
 def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
-    """One epoch in one plain line: losses, accuracies, speed, and the gradient of the first and last layer."""
+    """One epoch in one line: losses, accuracies, the gradient of the first and last layer, and speed."""
     parts = [
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}",
         f"loss {epoch.train.loss:.4f} (validation {epoch.validation.loss:.4f})",
@@ -42,7 +42,7 @@ def epoch_line(epoch: Epoch, epochs: int, snapshot: Snapshot | None) -> str:
 
 
 def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None, console: Console) -> RenderableType:
-    """Progress, the epoch's numbers, and the bars of the layers, as large as the terminal is."""
+    """Progress, the numbers of the epoch, and a bar for each layer; fitted to the size of the terminal."""
     speed = "" if math.isnan(epoch.samples_per_second) else f"  {epoch.samples_per_second:,.0f} samples/s"
     head = Table.grid(padding=(0, 2))
     head.add_row(f"epoch {epoch.number}/{epochs}{speed}", ProgressBar(total=epochs, completed=epoch.number, width=24))
@@ -55,9 +55,9 @@ def live_picture(epoch: Epoch, epochs: int, snapshot: Snapshot | None, console: 
 
 
 def gradient_bars(snapshot: Snapshot, console: Console) -> RenderableType:
-    """The gradient's way down: a bar per layer, first layer on top, log10 of the weight gradient's RMS from 1e-10 to 1.
+    """A bar for each layer, first layer on top: RMS of the weight gradient on a log axis from 1e-10 to 1.
 
-    A terminal that is too low for all layers gets the first and the last ones.
+    If the terminal is too low for all layers, it shows the first and the last ones.
     """
     longest = max(len(layer.label) for layer in snapshot.layers)
     width = min(max(console.width - longest - 10, 8), _WIDTH)
@@ -76,7 +76,7 @@ def gradient_bars(snapshot: Snapshot, console: Console) -> RenderableType:
 
 
 def _first_and_last(layers: Sequence[LayerSnapshot], most: int) -> list[LayerSnapshot | None]:
-    """All layers, or `most` of both ends with a None between them."""
+    """All layers; or `most` entries from both ends, with None for the layers that are left out."""
     if len(layers) <= most:
         return list(layers)
     top = most // 2
@@ -98,7 +98,7 @@ def _rms(layer: LayerSnapshot) -> str:
 
 
 def layer_table(snapshot: Snapshot) -> Table:
-    """One sample, layer by layer: the weight gradient, and what weight and activation do to the signal going back."""
+    """One sample, layer by layer: the weight gradient, the gains of weight and activation, and the update ratio."""
     title = f"The layers at step {snapshot.step:,}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("layer", no_wrap=True)
@@ -124,23 +124,23 @@ def _number(value: float | None, form: str) -> str:
 def result_paragraph(
     config: TrainConfig, epochs: Sequence[Epoch], first: Snapshot, last: Snapshot, classes: int
 ) -> str:
-    """What came of the run, in a few sentences of plain words and measured numbers."""
+    """The result of the run in a few sentences with measured numbers."""
     start, end = epochs[0], epochs[-1]
-    learned = (
+    result = (
         f"After {_count(end.number, 'epoch')} ({_count(end.step, 'step')}) {config.act} with {config.init} weights "
-        f"classifies {end.validation.accuracy:.1%} of the validation part and {end.train.accuracy:.1%} of the training "
-        f"part; guessing gives {1 / classes:.0%}. The training loss went from {start.train.loss:.4g} to "
+        f"classifies {end.validation.accuracy:.1%} of the validation part correctly, {end.train.accuracy:.1%} of the "
+        f"training part; guessing gives {1 / classes:.0%}. The training loss went from {start.train.loss:.4g} to "
         f"{end.train.loss:.4g}."
     )
-    later = [] if last is first else [_fading(last, f"At step {last.step:,}")]
-    return " ".join([learned, _fading(first, "Before training"), *later])
+    later = [] if last is first else [_first_and_last_gradient(last, f"At step {last.step:,}")]
+    return " ".join([result, _first_and_last_gradient(first, "Before training"), *later])
 
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _fading(snapshot: Snapshot, when: str) -> str:
+def _first_and_last_gradient(snapshot: Snapshot, when: str) -> str:
     bottom, top = snapshot.layers[0], snapshot.layers[-1]
     if bottom is top and bottom.weight_gradient:
         return f"{when} the gradient RMS of {bottom.label} was {bottom.weight_gradient.rms:.1e}."
@@ -154,7 +154,7 @@ def _fading(snapshot: Snapshot, when: str) -> str:
 
 
 def monitor_lines(snapshot: Snapshot, pattern: re.Pattern[str]) -> Iterator[str]:
-    """The heir of MXNet's Monitor: step, `layer.quantity` and RMS of all that the pattern matches from its start."""
+    """As MXNet's Monitor prints it: step, `layer.quantity` and RMS of every quantity that matches the pattern."""
     for layer in snapshot.layers:
         for quantity in QUANTITIES:
             name = f"{layer.label}.{quantity}"
@@ -164,8 +164,8 @@ def monitor_lines(snapshot: Snapshot, pattern: re.Pattern[str]) -> Iterator[str]
 
 
 def prediction_table(prediction: Prediction, console: Console) -> Table:
-    """Layer by layer what theory expects; the bar is the output gradient's norm over the largest, from 1e-10 to 1."""
-    title = f"{prediction.activation}, {prediction.init} weights, before training: expected"
+    """What theory expects of each layer. The bar is the output gradient's norm over the largest one, from 1e-10 to 1."""
+    title = f"{prediction.activation}, {prediction.init} weights: expected before training"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("layer", no_wrap=True)
     for column in (
@@ -190,40 +190,43 @@ def prediction_table(prediction: Prediction, console: Console) -> Table:
 
 
 def prediction_paragraph(prediction: Prediction) -> str:
-    """What becomes of the gradient, how deep such a net could be, and which weights would keep the gradient."""
-    return " ".join([_expected_fate(prediction), _endless(prediction.criticality), _critical(prediction.criticality)])
+    """How the gradient changes with depth, how deep such a network could be, and which weights keep the gradient."""
+    return " ".join(
+        [_expected_ratio(prediction), _infinite_depth(prediction.criticality), _critical(prediction.criticality)]
+    )
 
 
-def _expected_fate(prediction: Prediction) -> str:
+def _expected_ratio(prediction: Prediction) -> str:
     first, last = prediction.layers[0].name, prediction.layers[-1].name
     if first == last:
-        return "A single layer hands no gradient down."
+        return "A single layer passes no gradient to others."
     ratio = prediction.norm_ratio
     word = "falls" if ratio < KEPT[0] else "grows" if ratio > KEPT[1] else "keeps its size"
     return (
-        f"The gradient {word} on its way down: at {first} its norm is {ratio:.2g} of that at {last}; one net in three "
-        f"is off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
+        f"The gradient {word} from {last} to {first}: its norm at {first} is {ratio:.2g} of that at {last}. For one "
+        f"network in three this is off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
     )
 
 
-def _endless(fate: Criticality) -> str:
-    signal = {0.0: "the signal dies out", math.inf: "the signal grows without bound"}
-    settles = signal.get(fate.fixed_point, f"the signal settles at q* = {fate.fixed_point:.2g}")
-    start = f"If it went on like this (sigma_w^2 = {fate.variance:.3g}), {settles} and chi_1 is {fate.chi:.3g}"
-    if math.isinf(fate.depth_scale):
-        return f"{start}: critical, a gradient crosses any number of layers."
+def _infinite_depth(criticality: Criticality) -> str:
+    signal = {0.0: "the signal vanishes", math.inf: "the signal grows without bound"}
+    settles = signal.get(criticality.fixed_point, f"the signal settles at q* = {criticality.fixed_point:.2g}")
+    layers = f"With infinitely many layers like these (sigma_w^2 = {criticality.variance:.3g})"
+    start = f"{layers}, {settles} and chi_1 is {criticality.chi:.3g}"
+    if math.isinf(criticality.depth_scale):
+        return f"{start}. This is critical: a gradient passes through any number of layers."
     return (
-        f"{start}: the depth scale xi is {fate.depth_scale:.2g} layers, and about 6 xi = {6 * fate.depth_scale:.2g} "
-        "layers can be trained."
+        f"{start}. The depth scale xi is {criticality.depth_scale:.2g} layers, and about "
+        f"6 xi = {6 * criticality.depth_scale:.2g} layers can be trained."
     )
 
 
-def _critical(fate: Criticality) -> str:
-    if not fate.critical_variances:
-        return "No weights are critical with this bias."
-    which = ("for small signals ", "for large ones ") if len(fate.critical_variances) > 1 else ("",)
+def _critical(criticality: Criticality) -> str:
+    if not criticality.critical_variances:
+        return "With this bias no weights are critical."
+    which = ("for small signals ", "for large ones ") if len(criticality.critical_variances) > 1 else ("",)
     points = [
         f"{variance:.3g} {words}(gain {gain:.2g} times this one)"
-        for variance, gain, words in zip(fate.critical_variances, fate.critical_gains, which, strict=True)
+        for variance, gain, words in zip(criticality.critical_variances, criticality.critical_gains, which, strict=True)
     ]
-    return f"chi_1 would be one at sigma_w^2 = {', '.join(points)}."
+    return f"chi_1 would be 1 at sigma_w^2 = {', '.join(points)}."

@@ -30,7 +30,8 @@ from vgrad_torch.training.evaluation import Epoch, LossFunction, epoch_scalars, 
 from vgrad_torch.training.recipes import TrainConfig, hyperparameters, make_optimizer, write_config
 from vgrad_torch.training.signals import Wish
 from vgrad_torch.trials.chains import predict_model
-from vgrad_torch.verdict.diagnosis import Diagnosis, first_nonfinite
+from vgrad_torch.verdict.diagnosis import Diagnosis
+from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.watching.monitor import Monitor
 from vgrad_torch.watching.sample import Sample
 from vgrad_torch.watching.schedule import Schedule

@@ -1,1 +1,4 @@
-"""From snapshots to a verdict: what is wrong, the evidence, and what to do."""
+"""The verdict: from snapshots to evidence, a rule that applies, the causes and what to do. No torch."""
+
+from vgrad_torch.verdict.diagnosis import Diagnosis as Diagnosis
+from vgrad_torch.verdict.diagnosis import diagnose as diagnose

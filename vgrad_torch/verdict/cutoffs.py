@@ -1,10 +1,10 @@
-"""Where the verdict draws its lines, and how often it was right: set and tested on the networks of `make calibrate`.
+"""The thresholds of the verdict, and how often it was right: set and tested on the networks of `make calibrate`.
 
 3,888 fully connected networks (circles, digits, wine; six activations, six initialisers, 2 to 20 hidden layers of 8 to
 64 units; SGD with momentum, Adam, RMSprop; three seeds), each trained for up to 3,000 steps at four to six learning
-rates; it trains if it reaches the data's target accuracy at any of them. Half of the configurations set the lines, the
-other half gave `RECORDS`. `runs/calibration/` holds the networks, one a line, and the tables; a test judges them again
-and compares.
+rates. A network trains if it reaches the target accuracy of its data at any of these rates. Half of the configurations
+set the thresholds; the other half gave `RECORDS`. `runs/calibration/` holds the networks and the tables; a test judges
+the networks again and compares.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EARLY = 150
-"""Steps, 5 % of the calibration's training: from here on it counts that the error has not fallen."""
+"""Steps, 5 % of the calibration's training. From this step on it matters that the error has not fallen."""
 
 KEPT = (0.1, 30.0)
-"""Of 235 networks of the grid whose ratio of norms, first layer's over last, lay between these, all trained."""
+"""All 235 networks of the grid whose ratio of norms, first layer over last layer, was between these trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cutoffs:
-    """Lines for one family of optimizers at one time. `measure` names what of `Evidence` is compared.
+    """Thresholds for one family of optimizers at one time. `measure` is the attribute of `Evidence` that is compared.
 
-    Below `vanishing` a network is not expected to train; below `slow` some do not.
+    Below `vanishing` networks rarely train; below `slow` some networks do not train.
     """
 
     measure: str
@@ -34,19 +34,19 @@ class Cutoffs:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How often a verdict was right among the calibration's test networks that got it."""
+    """How often a verdict was right, of the calibration's test networks that got it."""
 
     right: int
     total: int
 
     @property
     def share(self) -> float:
-        """Share of right ones, NaN of none."""
+        """The share of right verdicts; NaN if no network got it."""
         return self.right / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its 95 % interval, after Wilson.
+        """The 95 % interval of the share, by Wilson's formula.
 
         >>> [round(bound, 3) for bound in Record(98, 100).interval]
         [0.93, 0.994]
@@ -76,15 +76,15 @@ CUTOFFS: Mapping[str, Mapping[str, Cutoffs]] = {
 """`start` is before step `EARLY`, `later` from there on."""
 
 EXPLODING: Mapping[str, float] = {"sgd": 1.5, "adam": 3.0, "rmsprop": 3.0}
-"""`signal` above which the gradient explodes on its way back. Where it does, some networks still train if the steps are
-small: in the fitting half 27 of 64 with SGD, 17 of 39 with Adam."""
+"""`signal` above which the gradient explodes. With small steps some of these networks still train:
+in the fitting half 27 of 64 with SGD, 17 of 39 with Adam."""
 DEAD = 0.95
 """`zeros` above which a layer is dead."""
 REACHES = -1.0
-"""`signal` above which enough arrives at the first layer, whatever the other measures are. Of the fitting half's
-networks between it and 1.5 before training, 728 of 744 trained."""
+"""`signal` above which the first layer receives enough, whatever the other measures are. Of the fitting half's networks
+between this and 1.5 before training, 728 of 744 trained."""
 LEARNING = 0.7
-"""`residual` below which the error has fallen: the network learns, whatever its gradients look like."""
+"""`residual` below which the error has fallen: then the network learns, whatever its gradients are."""
 
 RECORDS: Mapping[tuple[str, str, str], Record] = {
     ("sgd", "start", "exploding"): Record(51, 58),
@@ -115,5 +115,5 @@ RECORDS: Mapping[tuple[str, str, str], Record] = {
     ("rmsprop", "later", "slow"): Record(13, 32),
     ("rmsprop", "later", "vanishing"): Record(67, 74),
 }
-"""By optimizer family, time and verdict, networks that explode included. A network called vanishing, exploding, dead or
-non-finite is a right one if it does not train, one called healthy or slow if it does."""
+"""(Optimizer family, time, verdict) -> record, with the networks that explode. The verdicts vanishing, exploding, dead
+and non-finite are right if the network does not train; healthy and slow are right if it trains."""

@@ -14,12 +14,10 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.verdict.advice import ADVICE
 from vgrad_torch.verdict.cutoffs import RECORDS, Record
-from vgrad_torch.verdict.evidence import Evidence, first_nonfinite, gather, norm
+from vgrad_torch.verdict.evidence import Evidence, gather, norm
 from vgrad_torch.verdict.labels import called
 from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period, two_digits
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
-
-__all__ = ["Diagnosis", "LayerState", "Suspect", "diagnose", "first_nonfinite"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a verdict is judged by: a few plain numbers from the snapshots of a run, free of loss scale and batch size."""
+"""The evidence for a verdict: a few numbers from the snapshots of a run, independent of loss scale and batch size."""
 
 from __future__ import annotations
 
@@ -10,52 +10,55 @@ from itertools import pairwise
 from statistics import median
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.verdict.waterfall import reached, waterfall
 
 WINDOW = 20
-"""At most so many of the newest samples are judged, and never more than the newer half of them."""
+"""The number of newest samples that are judged; never more than half of all samples."""
 _ENLARGED = 0.75  # set on the calibration's fitting half, among quarters
-_UNDERFLOW = 1e-30  # below a gradient as small as this one, zeros are what float32 cannot hold
+_UNDERFLOW = 1e-30  # a gradient below this is surrounded by zeros that float32 cannot hold
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The judged samples in numbers, medians over them; NaN where a number could not be had.
+    """What the judged samples say; medians over them. NaN where a number does not exist.
 
-    First and last layer are those of the first and the last call that a gradient arrived at. Norms are over all
-    entries of a batch, so layers of different widths compare: in a network whose weights keep the signal, the norm is
-    the same at every layer.
+    First and last layer are those of the first and last call that received a gradient. Norms are over all entries of a
+    batch, so layers of different widths can be compared: if the weights keep the signal, the norm is the same
+    everywhere.
 
     Attributes:
-        step: the newest sample's.
-        since: the first sample's, so the only one's if it is the newest, too.
-        samples: how many were judged.
-        layers: calls of layers whose output gradient was seen, be it zero.
-        first: label of the first one where it was not zero everywhere.
+        step: the step of the newest sample.
+        since: the step of the first sample; the same as `step` if there is only one.
+        samples: the number of judged samples.
+        layers: the number of layer calls with an output gradient, which may be zero.
+        first: label of the first layer whose gradient was not zero everywhere.
         last: label of the last one.
-        signal: log10 of the norm of the first layer's output gradient over the last one's; -2 is a hundredth.
-        slope: what the signal loses per layer on its way back, log10, fitted to all layers; positive is a loss.
-        drive: log10 of what a gradient asks the first weight to change by, relative to that weight, for an error of one
-            at each output: norm of gradient over norm of weight, over the norm of one sample's output gradient at the
-            last layer.
-        lost: `signal` of the first sample, without most of what too small weights took off it. Such weights weaken the
-            outputs on their way up as much as the gradient on its way down, and an optimizer whose steps have a size
-            of their own, like Adam, soon enlarges them; so three quarters of the outputs' loss (log10 of the RMS of the
-            last hidden layer's output over the first one's, if negative) is taken off again.
-        residual: RMS of the last layer's output gradient over what it was in the first sample. For cross-entropy and
-            squared losses it is the error, and falls with the loss.
-        zeros: the largest share of exact zeros in the output gradient of a layer to which the next one hands something
-            down; the last layer aside.
+        signal: log10 of norm(output gradient of the first layer) / norm(output gradient of the last layer). -2 is a
+            hundredth.
+        slope: decrease of the signal for each layer on the way back, in log10, fitted to all layers; positive is a
+            decrease.
+        drive: log10 of the change that the gradient asks of the first weight, relative to that weight, for an error of
+            one at each output: norm(gradient) / norm(weight), over the norm of one sample's output gradient at the last
+            layer.
+        lost: `signal` of the first sample without most of the effect of small weights. Small weights weaken outputs as
+            much as gradients, and an optimizer that chooses the size of its steps itself, like Adam, soon enlarges
+            them. So three quarters of the outputs' decrease (log10 of RMS(last hidden output) / RMS(first output), if
+            negative) are added back.
+        residual: RMS of the last layer's output gradient over that of the first sample. For cross-entropy and squared
+            losses this is the error, and falls with the loss.
+        zeros: the largest share of exact zeros in a layer's output gradient, if the next layer hands down a gradient;
+            without the last layer.
         emptiest: label of that layer.
-        silent: whether no output of that layer was above zero, so that a relu behind it gives nothing.
+        silent: whether no output of that layer was above zero, so that a relu after it gives nothing.
         shut: label of the last layer with a gradient whose weight is zero, so that it hands nothing down; or None.
-        update: log10 of the first layer's update ratio, the change of the weight in one step over the weight.
-        loss: newest losses over the first ones, if the caller had losses.
-        chain: whether they are fully connected layers in a row, which is what the verdict is calibrated on.
-        tenth: label of the layer, counted from the loss, at which the norm first was a tenth of the last layer's.
-        nonfinite: where NaN or infinity stood.
-        frozen: labels of layers that do not train: no weight of them requires a gradient, or no optimizer has it.
-        cut_off: labels of layers that could train but no gradient arrives at.
+        update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
+        loss: the newest losses over the first ones, if losses are known.
+        chain: whether the layers are fully connected and in a row, like those of the calibration.
+        tenth: label of the layer, counted from the loss, where the norm is first below a tenth of the last layer's.
+        nonfinite: where NaN or infinity was found.
+        frozen: labels of layers that do not train: no weight requires a gradient, or no optimizer has it.
+        cut_off: labels of layers that could train but receive no gradient.
         scaled: False if output gradients are missing everywhere although weights have gradients.
     """
 
@@ -85,21 +88,21 @@ class Evidence:
 
     @property
     def half_depth(self) -> float:
-        """Layers after which half of the signal is lost; infinity if it does not fall."""
+        """The number of layers after which half of the signal is left; infinity if it does not fall."""
         return math.log10(2) / self.slope if self.slope > 0 else math.inf
 
     @property
     def strength(self) -> float:
-        """log10 of `lost` times the fourth root of `drive`: the decades of the one, and a quarter of the other's.
+        """log10 of `lost` times the fourth root of `drive`, for optimizers that choose the size of their steps.
 
-        An optimizer whose steps have a size of their own does not need the gradient to be large. But among networks
-        that lost as much, those whose gradient asks for less fail more often.
+        They do not need a large gradient. But among networks with the same `lost`, those with a smaller `drive` fail
+        more often.
         """
         return self.lost + self.drive / 4  # a quarter: set on the calibration's fitting half
 
 
 def window(samples: Sequence[Snapshot]) -> Sequence[Snapshot]:
-    """The newest samples, which are judged."""
+    """The samples that are judged: the newest ones."""
     return samples[-max(1, min(WINDOW, (len(samples) + 1) // 2)) :]
 
 
@@ -116,7 +119,7 @@ def log10(value: float) -> float:
 def signal(snapshot: Snapshot) -> float:
     """log10 of the norm of the first layer's output gradient over the last one's.
 
-    Minus infinity where the gradient fell so far that float32 holds only zeros for the first layer.
+    Minus infinity if the gradient is so small that float32 holds only zeros for the first layer.
     """
     layers = reached(snapshot)
     if len(layers) < 2:
@@ -134,14 +137,14 @@ def slope(snapshot: Snapshot) -> float:
 
 
 def drive(snapshot: Snapshot) -> float:
-    """See `Evidence.drive`. The batch's size is that of the last layer's output over its units."""
+    """See `Evidence.drive`. The batch size is the size of the last layer's output divided by its units."""
     layers = reached(snapshot)
     trained = [layer for layer in layers if layer.weight_gradient is not None]
     if not trained or layers[-1].output_gradient is None:
         return math.nan
     units = layers[-1].size.rpartition("x")[2]
     batch = layers[-1].output_gradient.count / int(units) if units.isdigit() else math.nan
-    error = _norm(layers[-1]) * math.sqrt(batch)  # each sample's gradient is 1 / batch of its own
+    error = _norm(layers[-1]) * math.sqrt(batch)  # the loss is a mean: a sample's gradient is divided by the batch size
     return log10(_over(norm(trained[0].weight_gradient), norm(trained[0].weight) * error))
 
 
@@ -153,7 +156,7 @@ def lost(snapshot: Snapshot) -> float:
 
 
 def zeros(snapshot: Snapshot) -> float:
-    """See `Evidence.zeros`; 0 where the gradient is too small for float32."""
+    """See `Evidence.zeros`; 0 if the gradient is too small for float32."""
     layer = emptiest(snapshot)
     return 0.0 if _underflows(snapshot) else _empty_share(layer) if layer else math.nan
 
@@ -181,12 +184,12 @@ def update(snapshot: Snapshot) -> float:
 
 def residual(snapshot: Snapshot) -> float:
     """RMS of the last layer's output gradient."""
-    found = _with_output_gradient(snapshot)
-    return found[-1].rms if found else math.nan
+    gradients = _with_output_gradient(snapshot)
+    return gradients[-1].rms if gradients else math.nan
 
 
 def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidence:
-    """The evidence of a run's samples, at least one; `losses` are of any steps, in order."""
+    """The evidence from at least one sample; `losses` are those of any steps, in order."""
     judged = window(samples)
     newest = judged[-1]
     layers, worst = reached(newest), emptiest(newest)
@@ -210,36 +213,11 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         loss=_loss(losses),
         chain=_is_chain(newest),
         tenth=_tenth(layers),
-        nonfinite=next((where for s in judged if (where := first_nonfinite(s))), None),
+        nonfinite=next((place for s in judged if (place := first_nonfinite(s))), None),
         frozen=tuple(_frozen(newest)),
         cut_off=tuple(_cut_off(judged)),
         scaled=bool(_with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
     )
-
-
-def first_nonfinite(snapshot: Snapshot) -> str | None:
-    """Where NaN or infinity stood first in a step, in the order it is computed; None if there is none.
-
-    Weights come first (an earlier step made them), then outputs in forward order, then the gradients of each layer from
-    the last to the first.
-    """
-    for layer in snapshot.layers:
-        if words := _bad(layer, "weight", f"the weight of {layer.label} as the step began"):
-            return words
-    for layer in snapshot.layers:
-        if words := _bad(layer, "output", f"the output of {layer.label}, in the forward pass"):
-            return words
-    for layer in reversed(snapshot.layers):
-        for quantity in ("output_gradient", "weight_gradient", "input_gradient"):
-            name = quantity.replace("_", " ")
-            if words := _bad(layer, quantity, f"the {name} of {layer.label}, in the backward pass"):
-                return words
-    return None
-
-
-def _bad(layer: LayerSnapshot, quantity: str, words: str) -> str | None:
-    stats: Stats | None = getattr(layer, quantity)
-    return f"{words} ({stats.nonfinite} of {stats.count} values)" if stats is not None and stats.nonfinite else None
 
 
 def _with_output_gradient(snapshot: Snapshot) -> list[Stats]:
@@ -251,8 +229,8 @@ def _norm(layer: LayerSnapshot) -> float:
 
 
 def _median(measure: Callable[[Snapshot], float], samples: Iterable[Snapshot]) -> float:
-    found = [value for value in map(measure, samples) if not math.isnan(value)]
-    return median(found) if found else math.nan
+    values = [value for value in map(measure, samples) if not math.isnan(value)]
+    return median(values) if values else math.nan
 
 
 def _over(part: float, whole: float) -> float:
@@ -260,7 +238,7 @@ def _over(part: float, whole: float) -> float:
 
 
 def _loss(losses: Sequence[float]) -> float:
-    """The newest fifth (at most 20) over the first few, medians; NaN where one is not positive and finite."""
+    """Median of the newest fifth (at most 20) over that of as many first losses; NaN if one is not above 0, or infinite."""
     if not all(0 < loss < math.inf for loss in losses):
         return math.nan
     count = max(1, min(WINDOW, len(losses) // 5))
@@ -279,12 +257,12 @@ def _tenth(layers: Sequence[LayerSnapshot]) -> str | None:
 
 
 def _is_chain(snapshot: Snapshot) -> bool:
-    found = waterfall(snapshot)
-    return found is not None and found.chain and {layer.kind for layer in reached(snapshot)} == {"Linear"}
+    factors = waterfall(snapshot)
+    return factors is not None and factors.chain and {layer.kind for layer in reached(snapshot)} == {"Linear"}
 
 
 def _frozen(snapshot: Snapshot) -> Iterator[str]:
-    """Layers no weight of which requires a gradient, or that the optimizer which moves others does not have."""
+    """Layers without a weight that requires a gradient, or that are missing in the optimizer that moves the others."""
     stepped = any(layer.update_rms is not None for layer in snapshot.layers)
     for layer in snapshot.layers:
         outside = stepped and layer.weight_gradient is not None and layer.update_rms is None
@@ -293,7 +271,7 @@ def _frozen(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _cut_off(samples: Sequence[Snapshot]) -> Iterator[str]:
-    """Layers that no gradient arrived at in any of the samples."""
+    """Layers that received no gradient in any of the samples."""
     everywhere = Counter(layer.label for snapshot in samples for layer in snapshot.layers if _without_gradient(layer))
     return (layer.label for layer in samples[-1].layers if everywhere[layer.label] == len(samples))
 

@@ -91,7 +91,8 @@ def arrives(evidence: Evidence) -> bool:
 def _no_gradient(evidence: Evidence, _: str) -> str | None:
     if not evidence.cut_off:
         return None
-    return f"No gradient arrives at {listed(evidence.cut_off)}: the loss does not depend on it."
+    which = "this layer" if len(evidence.cut_off) == 1 else "these layers"
+    return f"No gradient arrives at {listed(evidence.cut_off)}. The loss does not depend on {which}."
 
 
 def _nonfinite(evidence: Evidence, _: str) -> str | None:
@@ -213,7 +214,7 @@ def _weak(evidence: Evidence, measure: str) -> str:
     asked = f"Relative to the error, the gradient would change the first weight by {_times(evidence.drive)} of its size"
     if measure == "drive":
         return f"{left} {asked}"
-    start = f"the {_times(evidence.lost)} that were left at the start, without the effect of small weights"
+    start = f"{_times(evidence.lost)} (left at the start, without the effect of small weights)"
     return f"{left} {asked}. The fourth root of that, times {start}, is {_times(evidence.strength)}"
 
 

@@ -1,7 +1,7 @@
-"""The waterfall: by which factor each weight and each activation multiplies the gradient on its way to the first layer.
+"""The waterfall: the factors by which weights and activations multiply the gradient, from the last layer to the first.
 
-A weight multiplies the RMS of the gradient by its layer's weight gain, the activation below by its activation gain.
-Where the layers form a chain, the product of all factors is what the first layer has of what the last one had.
+A weight multiplies the RMS of the gradient by the weight gain of its layer, the activation before it by its activation
+gain. If the layers form a chain, the product of all factors is the ratio of the first layer's RMS to the last layer's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import pairwise
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
 
 EXACT = 1e-5
-"""How far, relative to it, the product of a chain's factors may be from the measured ratio."""
+"""The largest relative difference between the product of a chain's factors and the measured ratio."""
 _STEEPEST = 1.8  # no common activation has a slope above SELU's 1.76
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One step of the way back. `kind` is `weight` (of `layer`) or `activation` (behind `layer`), `gain` its factor."""
+    """One factor. `kind` is `weight` (the weight of `layer`) or `activation` (the activation after `layer`)."""
 
     layer: str
     kind: str
@@ -31,9 +31,10 @@ class Factor:
 class Waterfall:
     """All factors in order from the last layer to the first.
 
-    `ratio` is the RMS of the first layer's output gradient over the last one's. `chain` says that the product of the
-    factors is this ratio and that nothing shows another path around a layer. Where one does (branches, a residual
-    connection), what arrives by it is in the activation's factor: that can then be above anything a slope can do.
+    `ratio` is RMS(output gradient of the first layer) / RMS(output gradient of the last layer). `chain` says that the
+    product of the factors is this ratio, and that there is no sign of another path around a layer. If there is one (a
+    branch or a residual connection), its gradient is part of the activation's factor, which can then be larger than
+    any slope.
     """
 
     factors: tuple[Factor, ...]
@@ -46,28 +47,28 @@ class Waterfall:
         return math.prod(factor.gain for factor in self.factors)
 
     def shares(self) -> list[tuple[Factor, float]]:
-        """The factors that weaken the gradient, each with its share of all weakening (of the logarithm), largest first.
+        """The factors below 1, each with its share of the decrease (of its logarithm), largest first.
 
-        Of equal ones the layer nearer to the loss comes first.
+        Of equal shares the layer nearer to the loss comes first.
         """
         return _shares([(factor, -math.log(factor.gain)) for factor in self.factors if factor.gain > 0])
 
     def growth(self) -> list[tuple[Factor, float]]:
-        """The factors that strengthen it, each with its share of all strengthening, largest first."""
+        """The factors above 1, each with its share of the increase, largest first."""
         return _shares([(factor, math.log(factor.gain)) for factor in self.factors if factor.gain > 0])
 
 
 def waterfall(snapshot: Snapshot) -> Waterfall | None:
     """The factors of one snapshot, or None if fewer than two layers have an output gradient.
 
-    Layers that received none (frozen ones at the beginning, say) are left out; a layer in the middle without one, or a
-    gradient that is zero everywhere, breaks the chain.
+    Layers without a gradient, such as frozen ones at the beginning, are left out. A layer without one in the middle, or
+    a gradient that is zero everywhere, breaks the chain.
 
-    >>> def seen(rms): return Stats(1, 0, 0, rms, 0.0, rms, rms)
-    >>> first = LayerSnapshot(1, "fc1", "Linear", "2x2", output_gradient=seen(0.1), activation_gain=0.5)
-    >>> last = LayerSnapshot(2, "fc2", "Linear", "2x1", output_gradient=seen(1.0), input_gradient=seen(0.2))
-    >>> found = waterfall(Snapshot(0, (first, last)))
-    >>> [(factor.layer, factor.kind, factor.gain) for factor in found.factors], found.chain
+    >>> def gradient(rms): return Stats(1, 0, 0, rms, 0.0, rms, rms)
+    >>> first = LayerSnapshot(1, "fc1", "Linear", "2x2", output_gradient=gradient(0.1), activation_gain=0.5)
+    >>> last = LayerSnapshot(2, "fc2", "Linear", "2x1", output_gradient=gradient(1.0), input_gradient=gradient(0.2))
+    >>> result = waterfall(Snapshot(0, (first, last)))
+    >>> [(factor.layer, factor.kind, factor.gain) for factor in result.factors], result.chain
     ([('fc2', 'weight', 0.2), ('fc1', 'activation', 0.5)], True)
     """
     layers = reached(snapshot)
@@ -80,7 +81,7 @@ def waterfall(snapshot: Snapshot) -> Waterfall | None:
 
 
 def reached(snapshot: Snapshot) -> list[LayerSnapshot]:
-    """The layers that a gradient arrived at, finite and somewhere not zero, in the order of their first call."""
+    """The layers with a gradient that is finite and not zero everywhere, in the order of their first call."""
     return [layer for layer in snapshot.layers if 0 < _rms(layer) < math.inf]
 
 
@@ -92,7 +93,7 @@ def _factors(layers: Sequence[LayerSnapshot]) -> Iterator[Factor]:
 
 
 def _simple(layer: LayerSnapshot, above: LayerSnapshot) -> bool:
-    """Whether `above` may be fed by this layer alone, through a function of each entry."""
+    """Whether `above` may get its input from this layer alone, by a function of each entry."""
     same = layer.output_gradient and above.input_gradient and layer.output_gradient.count == above.input_gradient.count
     return bool(same) and (layer.activation_gain or 0.0) < _STEEPEST
 

@@ -19,7 +19,8 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.records import ACTIVATIONS, History, Snapshot
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
-from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose, first_nonfinite
+from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
+from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.watching import autograd
 from vgrad_torch.watching.memory import Memory
 from vgrad_torch.watching.sample import Sample

@@ -1,0 +1,114 @@
+"""Snapshot: what was measured at one optimizer step, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vgrad_torch.records.stats import Stats
+
+ACTIVATIONS = ("output", "output_gradient", "input_gradient")
+"""The tensors of `QUANTITIES` that each call of a layer has."""
+
+QUANTITIES = ("weight", "weight_gradient", *ACTIVATIONS)
+"""The five tensors that are measured of a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSnapshot:
+    """One call of one layer at one step. A value that does not exist is None, such as the gradient of a frozen layer.
+
+    Attributes:
+        number: the layer's place in forward order, from 1.
+        name: its name in the model.
+        kind: its type, such as `Linear`.
+        size: fan-in x fan-out of its weight, such as `784x512`; empty without a matrix.
+        call: 2 for the second call of a layer that is used twice in a step.
+        weight: W before the step.
+        weight_gradient: dL/dW as the optimizer is about to use it.
+        output: z = Wx + b.
+        output_gradient: dL/dz.
+        input_gradient: W^T dL/dz, which the layer hands to the layer before it.
+        update_rms: RMS of the change of the weight in this step. Of a weight, or a rank's shard of it, with more than
+            8,192 entries it is estimated from so many, spread evenly.
+        activation_gain: RMS(output gradient) over RMS(input gradient of the next entry). In a chain of layers this is
+            the effect of the activation.
+        rank_rms: in data parallel training, for each rank the RMS of its own part of the output gradient, on the same
+            scale: with equal batches the RMS of these numbers is `output_gradient.rms`. NaN for a rank without such a
+            gradient; empty for a single process. All other statistics are those of the joined batch.
+        trainable: whether any weight requires a gradient; None if not known.
+    """
+
+    number: int
+    name: str
+    kind: str
+    size: str
+    call: int = 1
+    weight: Stats | None = None
+    weight_gradient: Stats | None = None
+    output: Stats | None = None
+    output_gradient: Stats | None = None
+    input_gradient: Stats | None = None
+    update_rms: float | None = None
+    activation_gain: float | None = None
+    rank_rms: tuple[float, ...] = ()
+    trainable: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """The layer's name; from the second call on with the number of the call: `fc1`, `fc1#2`."""
+        return self.name if self.call == 1 else f"{self.name}#{self.call}"
+
+    @property
+    def tag(self) -> str:
+        """The name in TensorBoard, such as `1-fc1-784x512`."""
+        return "-".join(part for part in (str(self.number), self.label, self.size) if part)
+
+    @property
+    def update_ratio(self) -> float | None:
+        """RMS of the weight's change in this step over RMS of the weight; measured, so it holds for any optimizer."""
+        return _ratio(self.update_rms, _rms(self.weight))
+
+    @property
+    def weight_gain(self) -> float | None:
+        """RMS(input gradient) / RMS(output gradient): the effect of the weight on the gradient."""
+        return _ratio(_rms(self.input_gradient), _rms(self.output_gradient))
+
+
+def _rms(stats: Stats | None) -> float | None:
+    return None if stats is None else stats.rms
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def with_activation_gains(layers: Sequence[LayerSnapshot]) -> Iterator[LayerSnapshot]:
+    """The layers with `activation_gain`: RMS(output gradient) of a layer over RMS(input gradient) of the next one."""
+    for layer, above in zip(layers, [*layers, None][1:], strict=True):
+        received = None if above is None else _rms(above.input_gradient)
+        gain = _ratio(_rms(layer.output_gradient), received)
+        yield layer if gain == layer.activation_gain else replace(layer, activation_gain=gain)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All watched layers at one optimizer step.
+
+    `snapshot["fc1"]` is the layer with this label.
+
+    Attributes:
+        step: the number of optimizer steps before this one; 0 is untrained.
+        layers: in forward order.
+        wall_time: when it was made, in seconds since 1970.
+    """
+
+    step: int
+    layers: tuple[LayerSnapshot, ...]
+    wall_time: float = 0.0
+
+    def __getitem__(self, label: str) -> LayerSnapshot:
+        for layer in self.layers:
+            if layer.label == label:
+                return layer
+        raise KeyError(f"no layer {label!r} in this snapshot; it has {', '.join(x.label for x in self.layers)}")
