@@ -26,8 +26,9 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.report.report import diagnosed, report
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
 from vgrad_torch.tensorboard.runlog import read
-from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
+from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 from vgrad_torch.verdict.diagnosis import diagnose

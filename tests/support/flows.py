@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vgrad_torch.tensorboard import tags
-from vgrad_torch.tensorboard.writer import Writer, _metadata, _value
+from vgrad_torch.tensorboard.summary import plugin_metadata, tensor_value
+from vgrad_torch.tensorboard.writer import Writer
 
 LAYERS = ("1-fc1-8x6", "2-fc2-6x4", "3-fc3-4x2")
 STATISTICS = tuple(tags.COLUMNS)
@@ -50,9 +51,9 @@ def write(
 ) -> None:
     """Write (step, tensor) as one tag of ours."""
     writer = Writer(folder)
-    metadata = _metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, statistics) if content is None else content)
+    metadata = plugin_metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, statistics) if content is None else content)
     for step, tensor in points:
-        writer._add([_value(tag, tensor, metadata)], step)
+        writer._add([tensor_value(tag, tensor, metadata)], step)
     writer.close()
 
 
