@@ -258,7 +258,7 @@ def test_another_model_in_the_folder_is_left_out(tmp_path: Path) -> None:
 def test_a_run_that_ended_with_an_error_says_so(tmp_path: Path) -> None:
     with pytest.raises(training.NonFiniteError):
         training.run(recipes.recipe("digits", lr=1e20, runs=str(tmp_path), name="nan"))
-    assert "The run ended with an error; what came of its last step is not in the log." in read(tmp_path / "nan").notes
+    assert "The run ended with an error; the result of its last step is not in the log." in read(tmp_path / "nan").notes
 
 
 def test_an_optimizer_that_is_not_named_is_said_to_be_so(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_file_cut_off_anywhere_gives_what_is_before_the_cut(trained: training.
         run = read(folder)
         assert 0 < run.samples <= 4
         assert any(note.endswith("cannot be read: cut off, damaged, or being written.") for note in run.notes)
-        assert "The log has no end: the run was stopped, or is still going on." in run.notes
+        assert "The log has no end: the run was stopped or is still going on." in run.notes
         for mine, theirs in zip(run.history[-1].layers, trained.monitor.history[run.samples - 1].layers, strict=True):
             assert_same(mine, theirs)
 

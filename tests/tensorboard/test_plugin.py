@@ -260,11 +260,13 @@ def test_theory_of_the_same_layers_comes_with_the_profile(board: Opened, tmp_pat
         assert predicted == {"theory.output_gradient": [7, 7, 7]}
 
 
-def test_a_theory_that_does_not_fit_is_left_out_and_said(board: Opened, tmp_path: Path) -> None:
+def test_a_theory_that_does_not_fit_is_left_out_with_a_message(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical())])
     write(tmp_path / "a", [(0, np.ones((3, 2), "f4"))], LAYERS, tags.THEORY, statistics=["output_rms"])
     head, numbers = board(tmp_path).unpack("profile", run="a", tag="gradient_flow", step=0)
-    assert head["problem"].startswith("the theory's line is left out: the tensor of step 0 is float32 of shape [3, 2]")
+    assert head["problem"].startswith(
+        "The line of the theory is left out: the tensor of step 0 is float32 of shape [3, 2]"
+    )
     assert not any(name.startswith("theory") for name in numbers)
 
 
@@ -386,7 +388,7 @@ def test_a_malformed_description_is_one_sentence(tmp_path: Path, content: bytes)
     write(tmp_path / "b", [(0, typical())])
     opened = Board(python_server(tmp_path))
     first, second = opened.series()
-    assert first["problem"].startswith("this run cannot be shown: its description is not ours (")
+    assert first["problem"].startswith("this run cannot be shown: its description was not written by vgrad_torch (")
     assert second["problem"] == ""
     reply = opened.get("flow", run="a", tag="gradient_flow", quantity="weight")
     assert (reply.status_code, reply.text) == (400, first["problem"])

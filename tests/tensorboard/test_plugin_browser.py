@@ -438,7 +438,7 @@ def test_hostile_names_are_text_and_broken_runs_cost_no_other(awkward: Tab) -> N
     problems = awkward.ask("return texts('#maps .problem')")
     assert [problem.partition(":")[0] for problem in problems] == ["this run cannot be shown"] * 2
     assert "float32 of shape [4], not numbers of shape [3, 20]" in problems[0]
-    assert "description is not ours" in problems[1]
+    assert "description was not written by vgrad_torch" in problems[1]
     assert EVIL_LAYER in awkward.words()[EVIL_RUN]
 
 
