@@ -23,6 +23,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.summary import decode_text
 
 _COUNTED_PREFIXES = tuple(tags.layer_tag(group, "") for group in tags.LAYER_HISTOGRAMS)
 
@@ -83,7 +84,7 @@ class Events:
             elif value.HasField("simple_value") or plugin.plugin_name == "scalars" or tag in self.scalars:
                 self._add_scalar(tag, value, event.step)
             elif tag in (tags.VERDICT, tags.FIRST_NONFINITE):
-                self.texts[tag] = event.wall_time, _text(value)
+                self.texts[tag] = event.wall_time, decode_text(make_ndarray(value.tensor))
             elif tag == hparams_metadata.SESSION_START_INFO_TAG:
                 self.hparams |= _hparams(plugin.content)
                 self.status = None  # a resumed run has not ended yet
@@ -169,8 +170,3 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
 def _hparams(content: bytes) -> dict[str, Any]:
     start = HParamsPluginData.FromString(content).session_start_info.hparams
     return {name: getattr(value, value.WhichOneof("kind") or "string_value") for name, value in start.items()}
-
-
-def _text(value: Any) -> str:
-    first = make_ndarray(value.tensor).ravel()[:1].tolist()
-    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)

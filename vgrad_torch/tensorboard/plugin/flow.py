@@ -39,12 +39,12 @@ class Table:
             return self.columns[name]
         return np.full((len(self.steps), len(self.layers)), np.nan, np.float32)
 
-    def at(self, places: Integers) -> Table:
-        """The table of the steps at these places only."""
-        return Table(self.layers, self.steps[places], {name: x[places] for name, x in self.columns.items()})
+    def at(self, indices: Integers) -> Table:
+        """The table of the steps at these indices only."""
+        return Table(self.layers, self.steps[indices], {name: x[indices] for name, x in self.columns.items()})
 
-    def place(self, step: int) -> int:
-        """The place of the latest step at or before `step`; 0 if there is none."""
+    def index(self, step: int) -> int:
+        """The index of the latest step at or before `step`; 0 if there is none."""
         return max(int(np.searchsorted(self.steps, step, side="right")) - 1, 0)
 
 
@@ -53,16 +53,16 @@ def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> 
     if not points:
         raise ValueError("it holds no sample yet")
     shape = (len(axes.layers), len(axes.statistics))
-    places = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
+    columns_read = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
     order = np.argsort([step for step, _ in points], kind="stable")
-    columns = np.empty((len(places), len(points), len(axes.layers)), np.float32)
-    for i, (step, tensor) in enumerate(points[place] for place in order):
+    columns = np.empty((len(columns_read), len(points), len(axes.layers)), np.float32)
+    for i, (step, tensor) in enumerate(points[index] for index in order):
         if tensor.shape != shape or tensor.dtype.kind != "f":
             actual = f"{tensor.dtype} of shape {list(tensor.shape)}"
             raise ValueError(f"the tensor of step {step} is {actual}, not numbers of shape {list(shape)}")
-        columns[:, i] = tensor.T[list(places.values())]
-    steps = np.array([points[place][0] for place in order], np.int64)
-    return Table(axes.layers, steps, dict(zip(places, columns, strict=True)))
+        columns[:, i] = tensor.T[list(columns_read.values())]
+    steps = np.array([points[index][0] for index in order], np.int64)
+    return Table(axes.layers, steps, dict(zip(columns_read, columns, strict=True)))
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------
@@ -151,13 +151,13 @@ class Flow:
 
     def profile(self, step: int) -> tuple[int, dict[str, Array]]:
         """The latest step kept at or before `step` (if none, the first), and its quantities, one value a layer."""
-        place = self.profiles.place(step)
-        return int(self.profiles.steps[place]), at_step(self.profiles, place)
+        index = self.profiles.index(step)
+        return int(self.profiles.steps[index]), at_step(self.profiles, index)
 
 
-def at_step(table: Table, place: int) -> dict[str, Array]:
+def at_step(table: Table, index: int) -> dict[str, Array]:
     """All quantities of one step, one value a layer."""
-    step = table.at(np.array([place]))
+    step = table.at(np.array([index]))
     return {name: values(step)[0] for name, values in _PROFILE_QUANTITIES.items()}
 
 

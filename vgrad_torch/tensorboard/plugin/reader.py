@@ -12,6 +12,7 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from vgrad_torch.tensorboard.plugin import flow
+from vgrad_torch.tensorboard.summary import decode_text
 from vgrad_torch.tensorboard.tags import FIRST_NONFINITE, PLUGIN_NAME, THEORY, VERDICT, Axes, decode_axes
 
 NOTES = (VERDICT, FIRST_NONFINITE)
@@ -32,8 +33,8 @@ class Refused(errors.PublicError):  # type: ignore[misc]
     http_code = 400
 
 
-class Place(NamedTuple):
-    """Where a series is: the context and experiment of the request, the run and the tag."""
+class Query(NamedTuple):
+    """What a request asks for: its context, experiment, run and tag."""
 
     context: Any
     experiment: str
@@ -61,83 +62,84 @@ class Reader:
         self._reading = threading.Lock()  # one large run in memory at a time
         self._cache: dict[Any, tuple[str, flow.Flow]] = {}
 
-    def series(self, place: Place) -> list[Series]:
+    def series(self, query: Query) -> list[Series]:
         """All series but those of the theory."""
-        return [series for series in self._list(place) if not series.tag.startswith(THEORY)]
+        return [series for series in self._list(query) if not series.tag.startswith(THEORY)]
 
-    def read(self, place: Place, *, preview: bool = False) -> tuple[flow.Flow, bool]:
+    def read(self, query: Query, *, preview: bool = False) -> tuple[flow.Flow, bool]:
         """A series' flow, and whether it has all samples; a `preview` may have a few only."""
-        series = next((s for s in self._list(place) if (s.run, s.tag) == place[2:]), None)
+        series = next((s for s in self._list(query) if (s.run, s.tag) == query[2:]), None)
         if series is None:
             raise errors.NotFoundError("there is no such run, or it holds no such tag")
-        cached = self._cached(place, series, preview)
+        cached = self._cached(query, series, preview)
         if cached is None:
             with self._reading:  # two requests for the same series read it once
-                cached = self._cached(place, series, preview) or self._load(place, series, preview)
-                self._store(place, series, *cached)
+                cached = self._cached(query, series, preview) or self._load(query, series, preview)
+                self._store(query, series, *cached)
         return cached
 
-    def _cached(self, place: Place, series: Series, preview: bool) -> tuple[flow.Flow, bool] | None:
+    def _cached(self, query: Query, series: Series, preview: bool) -> tuple[flow.Flow, bool] | None:
         for complete in (True, False) if preview else (True,):
-            stamp, cached = self._cache.get((place[1:], complete), ("", None))
+            stamp, cached = self._cache.get((query[1:], complete), ("", None))
             if cached is not None and stamp == series.stamp:
                 return cached, complete
         return None
 
-    def _store(self, place: Place, series: Series, loaded: flow.Flow, complete: bool) -> None:
+    def _store(self, query: Query, series: Series, loaded: flow.Flow, complete: bool) -> None:
         for outdated in (complete, False):
-            self._cache.pop((place[1:], outdated), None)
-        self._cache[place[1:], complete] = series.stamp, loaded
+            self._cache.pop((query[1:], outdated), None)
+        self._cache[query[1:], complete] = series.stamp, loaded
         while len(self._cache) > _CACHE_SIZE:
             del self._cache[next(iter(self._cache))]
 
-    def theory(self, place: Place, layers: list[str], step: int) -> dict[str, flow.Array]:
+    def theory(self, query: Query, layers: list[str], step: int) -> dict[str, flow.Array]:
         """The theory's values for exactly these layers at the latest step at or before `step`; {} if there are none."""
-        for series in self._list(place._replace(tag="")):
+        for series in self._list(query._replace(tag="")):
             if series.tag.startswith(THEORY) and series.axes.layers == layers:
-                table = flow.stack(series.axes, self._tensors(place._replace(tag=series.tag), PREVIEW))
-                lines = flow.at_step(table, table.place(step))
+                table = flow.stack(series.axes, self._tensors(query._replace(tag=series.tag), PREVIEW))
+                lines = flow.at_step(table, table.index(step))
                 return {name: line for name, line in lines.items() if not np.isnan(line).all()}
         return {}
 
-    def notes(self, place: Place) -> dict[str, dict[str, str]]:
+    def notes(self, query: Query) -> dict[str, dict[str, str]]:
         """The newest text of each tag in `NOTES`, by run, as Markdown that is not rendered."""
         data = self._data.read_tensors(
-            place.context, experiment_id=place.experiment, plugin_name="text", downsample=1,
+            query.context, experiment_id=query.experiment, plugin_name="text", downsample=1,
             run_tag_filter=provider.RunTagFilter(tags=NOTES),
         )  # fmt: skip
         return {
-            run: {tag: _text(points[-1].numpy) for tag, points in tags.items() if points} for run, tags in data.items()
+            run: {tag: decode_text(points[-1].numpy) for tag, points in tags.items() if points}
+            for run, tags in data.items()
         }
 
-    def _load(self, place: Place, series: Series, preview: bool) -> tuple[flow.Flow, bool]:
+    def _load(self, query: Query, series: Series, preview: bool) -> tuple[flow.Flow, bool]:
         if series.problem:
             raise Refused(series.problem)
         most = MESSAGE // (4 * len(series.axes.layers) * len(series.axes.statistics) + 64)
         try:
-            table = flow.stack(series.axes, self._tensors(place, min(PREVIEW, most) if preview else most))
+            table = flow.stack(series.axes, self._tensors(query, min(PREVIEW, most) if preview else most))
         except ValueError as error:
             raise Refused(f"this run cannot be shown: {error}") from error
         complete = not preview or len(table.steps) < PREVIEW
         return flow.thin(table, thinned=complete and len(table.steps) in (self.limit, most)), complete
 
-    def _list(self, place: Place) -> list[Series]:
-        """The series of the place's run and tag. An empty run or tag stands for all of them."""
+    def _list(self, query: Query) -> list[Series]:
+        """The series of the query's run and tag. An empty run or tag stands for all of them."""
         listed: Mapping[str, Mapping[str, Any]] = self._data.list_tensors(
-            place.context, experiment_id=place.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=_filter(place)
+            query.context, experiment_id=query.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=_filter(query)
         )
         return [_series(run, tag, listed[run][tag]) for run in sorted(listed) for tag in sorted(listed[run])]
 
-    def _tensors(self, place: Place, most: int) -> list[tuple[int, Any]]:
+    def _tensors(self, query: Query, most: int) -> list[tuple[int, Any]]:
         data = self._data.read_tensors(
-            place.context, experiment_id=place.experiment, plugin_name=PLUGIN_NAME, downsample=most,
-            run_tag_filter=_filter(place),
+            query.context, experiment_id=query.experiment, plugin_name=PLUGIN_NAME, downsample=most,
+            run_tag_filter=_filter(query),
         )  # fmt: skip
-        return [(point.step, point.numpy) for point in data.get(place.run, {}).get(place.tag, [])]
+        return [(point.step, point.numpy) for point in data.get(query.run, {}).get(query.tag, [])]
 
 
-def _filter(place: Place) -> Any:
-    return provider.RunTagFilter(runs=[place.run] if place.run else None, tags=[place.tag] if place.tag else None)
+def _filter(query: Query) -> Any:
+    return provider.RunTagFilter(runs=[query.run] if query.run else None, tags=[query.tag] if query.tag else None)
 
 
 def _series(run: str, tag: str, listed: Any) -> Series:
@@ -155,8 +157,3 @@ def _series(run: str, tag: str, listed: Any) -> Series:
         stamp,
         f"this run cannot be shown: its description was not written by vgrad_torch ({problem})",
     )
-
-
-def _text(value: Any) -> str:
-    first = np.asarray(value).ravel()[:1].tolist()
-    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)

@@ -13,7 +13,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from vgrad_torch.tensorboard.plugin import flow
-from vgrad_torch.tensorboard.plugin.reader import Place, Reader, Refused
+from vgrad_torch.tensorboard.plugin.reader import Query, Reader, Refused
 from vgrad_torch.tensorboard.plugin.waterfall import waterfall_view
 from vgrad_torch.tensorboard.tags import PLUGIN_NAME, layer_label
 
@@ -65,12 +65,12 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _runs(self, request: Any) -> Any:
         """All series with their layers or their problem, and the notes of their runs."""
-        place = _place(request)
-        notes = self._reader.notes(place)
+        query = _query(request)
+        notes = self._reader.notes(query)
         series = [
             {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "names": [*map(layer_label, s.axes.layers)],
              "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {})}
-            for s in self._reader.series(place)
+            for s in self._reader.series(query)
         ]  # fmt: skip
         return http_util.Respond(request, {"series": series}, "application/json")
 
@@ -79,7 +79,7 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         quantity = request.args.get("quantity")
         if quantity not in flow.QUANTITIES:
             raise Refused(f"quantity must be one of {', '.join(flow.QUANTITIES)}")
-        run, complete = self._reader.read(_place(request), preview="preview" in request.args)
+        run, complete = self._reader.read(_query(request), preview="preview" in request.args)
         head = {
             "starts": run.starts.tolist(), "steps": run.profiles.steps.tolist(), "samples": run.samples,
             "thinned": run.thinned, "complete": complete,
@@ -91,11 +91,11 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         step = request.args.get("step", type=int)
         if step is None:
             raise Refused("step must be a whole number")
-        place = _place(request)
-        run, _ = self._reader.read(place, preview="preview" in request.args)
+        query = _query(request)
+        run, _ = self._reader.read(query, preview="preview" in request.args)
         shown, values = run.profile(step)
         try:
-            theory, problem = self._reader.theory(place, run.profiles.layers, shown), ""
+            theory, problem = self._reader.theory(query, run.profiles.layers, shown), ""
         except ValueError as error:
             theory, problem = {}, f"The line of the theory is left out: {error}."
         predicted = {f"theory.{name}": line for name, line in theory.items()}
@@ -117,9 +117,9 @@ def _app(answer: Callable[[Any], Any]) -> Any:
     return application
 
 
-def _place(request: Any) -> Place:
+def _query(request: Any) -> Query:
     experiment = request.environ.get(experiment_id.WSGI_ENVIRON_KEY, "")
-    return Place(
+    return Query(
         context.from_environ(request.environ), experiment, request.args.get("run", ""), request.args.get("tag", "")
     )
 
