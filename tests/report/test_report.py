@@ -206,7 +206,7 @@ def test_without_a_batch_size_no_verdict_is_given(tmp_path: Path) -> None:
     write(tmp_path, [(0, typical()), (10, typical())])
     found = report(tmp_path)
     assert (found.verdict.word, found.verdict.logged) == ("cannot tell", False)
-    assert "how large the batches were" in found.verdict.paragraph
+    assert "the log holds neither the batch size nor histograms" in found.verdict.paragraph
     assert found.rows[0].gradient == pytest.approx(1e-7)
 
 

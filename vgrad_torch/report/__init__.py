@@ -1,1 +1,1 @@
-"""Reports on logged runs: verdict, tables and pictures."""
+"""Reports on logged runs, and comparisons of several: verdict, tables and figures, in the terminal or as HTML."""
