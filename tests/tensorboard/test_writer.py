@@ -265,7 +265,7 @@ def test_gradient_flow_columns_are_those_that_readers_know() -> None:
     ]  # fmt: skip
 
 
-def test_gradient_flow_metadata_is_ours_and_written_once(tmp_path: Path) -> None:
+def test_gradient_flow_metadata_name_the_plugin_and_are_written_once(tmp_path: Path) -> None:
     metadata = write(tmp_path, net(0), net(1)).SummaryMetadata("gradient_flow")
     assert (metadata.plugin_data.plugin_name, metadata.data_class) == ("gradient_flow", 2)
     sent = [v.HasField("metadata") for e in events(tmp_path) for v in e.summary.value if v.tag == "gradient_flow"]
@@ -353,7 +353,7 @@ def test_numbers_beyond_float32_are_left_out_and_do_not_raise(tmp_path: Path) ->
     assert np.isinf(rows_of(run, "gradient_flow")[0, 0])
 
 
-def test_a_layer_of_which_nothing_is_known(tmp_path: Path) -> None:
+def test_a_layer_without_any_statistics(tmp_path: Path) -> None:
     run = write(tmp_path, Snapshot(0, (LayerSnapshot(1, "fc1", "Linear", ""),)), Snapshot(1, ()))
     assert run.Tags()["scalars"] == []
     assert np.isnan(rows_of(run, "gradient_flow")).all()

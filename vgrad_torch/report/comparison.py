@@ -13,7 +13,7 @@ from vgrad_torch.report.report import Report, digits, report
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION
 from vgrad_torch.verdict.diagnosis import table
 
-RUN_HEAD = ("run", "verdict", "steps", "first layer's gradient RMS", "over last layer's", "loss", "validation accuracy")
+RUN_HEAD = ("run", "verdict", "steps", "first layer gradient RMS", "first / last layer", "loss", "validation accuracy")
 
 
 @dataclass(frozen=True, slots=True)
