@@ -189,7 +189,7 @@ def test_the_waterfall_goes_from_the_loss_to_layer_1_factor_by_factor() -> None:
     assert axis.get_xlabel() == ""
     branch = replace(HISTORY[0].layers[0], output_gradient=stats_of(np.full(12, 0.05, "f4")))
     branched = figures.waterfalls({"a": Snapshot(0, (branch, *HISTORY[0].layers[1:]))})
-    assert branched.axes[0].get_xlabel() == "no chain: 0.5 arrives"
+    assert branched.axes[0].get_xlabel() == "measured: 0.5"
     with pytest.raises(UsageError, match="two layers"):
         figures.waterfalls({"a": Snapshot(0, HISTORY[0].layers[:1])})
 

@@ -1,4 +1,4 @@
-"""`vgrad report` and `vgrad compare`: of whole, killed, damaged and strange runs, a right answer or one sentence."""
+"""`vgrad report` and `vgrad compare` on complete, killed, damaged and strange runs: a right answer or one sentence."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ import torch
 from torch import nn
 
 import vgrad_torch as vg
-from tests.support.flows import say, table, typical, write
+from tests.support.flows import table, typical, write, write_text
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.report.report import diagnosed, report
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
 from vgrad_torch.tensorboard.runlog import read
-from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
+from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 from vgrad_torch.verdict.diagnosis import diagnose
@@ -51,7 +52,7 @@ def other(runs: Path) -> training.Result:
 
 
 def watched(folder: Path, steps: int = 3, model: nn.Module | None = None, **how: Any) -> vg.Monitor:
-    """A loop of somebody's own."""
+    """A training loop as a user would write it."""
     torch.manual_seed(0)
     model = model or vg.build_mlp([6, 8, 8, 3], "tanh", "glorot")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
@@ -129,22 +130,22 @@ def test_a_verdict_that_the_run_wrote_is_shown_as_it_is(trained: training.Result
     written = replace(trained.monitor.diagnose(), because="the run says so")
     for number, text in enumerate((written.markdown(), str(written), f"{written.markdown()}\n\nAnd more.")):
         folder = copied(trained.folder, tmp_path / str(number))
-        say(folder, tags.VERDICT, text)
+        write_text(folder, tags.VERDICT, text)
         found = report(folder).verdict
         assert (found.word, found.logged) == ("vanishing", True)
         assert found.paragraph == written.paragraph() + (" And more." if number == 2 else "")
-    say(folder, tags.VERDICT, "All is well, I think.")
+    write_text(folder, tags.VERDICT, "All is well, I think.")
     assert report(folder).verdict.word == ""
     assert report(folder).verdict.paragraph == "All is well, I think."
 
 
 def test_a_verdict_older_than_the_newest_sample_is_not_shown(tmp_path: Path) -> None:
-    say(tmp_path, tags.VERDICT, "**exploding**: long ago")
+    write_text(tmp_path, tags.VERDICT, "**exploding**: long ago")
     watched(tmp_path)
     assert report(tmp_path).verdict.word == "healthy"
 
 
-def test_a_loop_of_ones_own_and_its_summary_writer_are_read_together(tmp_path: Path) -> None:
+def test_a_users_loop_and_its_summary_writer_are_read_together(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path)) as writer:
@@ -159,7 +160,7 @@ def test_a_loop_of_ones_own_and_its_summary_writer_are_read_together(tmp_path: P
     assert found.verdict.word == monitor.diagnose().verdict == "healthy"
 
 
-def test_a_run_onto_ones_own_summary_writer_is_read_too(tmp_path: Path) -> None:
+def test_a_run_written_to_a_users_summary_writer_is_read_too(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path)) as writer:
@@ -169,7 +170,7 @@ def test_a_run_onto_ones_own_summary_writer_is_read_too(tmp_path: Path) -> None:
         assert_same(replace(mine, kind="Linear"), theirs)
 
 
-def test_where_nan_stood_first_is_told_whatever_came_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_nan_is_reported_whatever_came_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = vg.build_mlp([6, 8, 8, 3], "relu", "he")
     with torch.no_grad():
         next(model.parameters())[0, 0] = torch.nan
@@ -205,7 +206,7 @@ def test_without_a_batch_size_no_verdict_is_given(tmp_path: Path) -> None:
     write(tmp_path, [(0, typical()), (10, typical())])
     found = report(tmp_path)
     assert (found.verdict.word, found.verdict.logged) == ("cannot tell", False)
-    assert "how large the batches were" in found.verdict.paragraph
+    assert "the log holds neither the batch size nor histograms" in found.verdict.paragraph
     assert found.rows[0].gradient == pytest.approx(1e-7)
 
 
@@ -257,7 +258,7 @@ def test_another_model_in_the_folder_is_left_out(tmp_path: Path) -> None:
 def test_a_run_that_ended_with_an_error_says_so(tmp_path: Path) -> None:
     with pytest.raises(training.NonFiniteError):
         training.run(recipes.recipe("digits", lr=1e20, runs=str(tmp_path), name="nan"))
-    assert "The run ended with an error; what came of its last step is not in the log." in read(tmp_path / "nan").notes
+    assert "The run ended with an error; the result of its last step is not in the log." in read(tmp_path / "nan").notes
 
 
 def test_an_optimizer_that_is_not_named_is_said_to_be_so(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_a_file_cut_off_anywhere_gives_what_is_before_the_cut(trained: training.
         run = read(folder)
         assert 0 < run.samples <= 4
         assert any(note.endswith("cannot be read: cut off, damaged, or being written.") for note in run.notes)
-        assert "The log has no end: the run was stopped, or is still going on." in run.notes
+        assert "The log has no end: the run was stopped or is still going on." in run.notes
         for mine, theirs in zip(run.history[-1].layers, trained.monitor.history[run.samples - 1].layers, strict=True):
             assert_same(mine, theirs)
 
@@ -434,7 +435,7 @@ def test_names_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     layers = (f"1-{evil}-8x6", "2-$x_{-6x4", "3-</style><script>-4x2")
     write(folder, [(0, typical()), (10, typical())], layers=layers)
     (folder / "config.json").write_text(json.dumps({"<b>": "<i>&amp;"}))
-    say(folder, tags.FIRST_NONFINITE, "<script>alert(2)</script>")
+    write_text(folder, tags.FIRST_NONFINITE, "<script>alert(2)</script>")
     assert main(["report", str(folder)]) == 0
     assert main(["compare", str(folder), str(folder), "--out", str(tmp_path / "c.html")]) == 0
     for page in ((folder / "report.html").read_text(), (tmp_path / "c.html").read_text()):

@@ -34,7 +34,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard.checksum import masked_crc32c
-from vgrad_torch.tensorboard.plugin.reader import Place, Reader
+from vgrad_torch.tensorboard.plugin.reader import Query, Reader
 from vgrad_torch.tensorboard.truncation import cut
 from vgrad_torch.training import checkpoints, data, seals
 from vgrad_torch.training import loop as training
@@ -313,7 +313,7 @@ def _read_by_the_tab(folder: Path) -> None:
     except Exception:
         return
     reader = Reader(provider, 0)
-    place = Place(context.RequestContext(), "")
+    place = Query(context.RequestContext(), "")
     reader.notes(place)
     for series in reader.series(place):
         here = place._replace(run=series.run, tag=series.tag)

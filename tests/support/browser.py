@@ -1,4 +1,4 @@
-"""A real TensorBoard and a headless Chromium that looks at it, shadow roots included; both gone when the block ends."""
+"""A real TensorBoard, and a headless Chromium that looks into it, shadow roots included. Both end with their block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests import ROOT
 from vgrad_torch.tensorboard.tags import PLUGIN_NAME
 
 PATIENCE = 30.0
-"""Seconds that TensorBoard and its pages have for anything."""
+"""Seconds to wait for TensorBoard and its pages."""
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -52,15 +52,15 @@ const shapes = (selector, root) => all(selector, root).map(path => path.getAttri
 
 
 def eventually(look: Callable[[], Any], good: Callable[[Any], object]) -> Any:
-    """The first thing seen that is good, or else the last thing seen, for the caller to say what is wrong with it."""
+    """Look again until the result is good, and return it; after `PATIENCE` seconds return the last result as it is."""
     deadline = time.monotonic() + PATIENCE
-    while not good(seen := look()) and time.monotonic() < deadline:
+    while not good(result := look()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return seen
+    return result
 
 
 def with_plugin(folder: Path) -> dict[str, str]:
-    """An environment in which TensorBoard finds our tab, also where the package is not installed."""
+    """An environment in which TensorBoard finds the Gradient Flow tab, also where the package is not installed."""
     if any(entry.name == PLUGIN_NAME for entry in entry_points(group="tensorboard_plugins")):
         return dict(os.environ)
     project = ROOT
@@ -76,7 +76,7 @@ def with_plugin(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def tensorboard(logdir: Path, log: Path, *flags: str, folder: Path | None = None) -> Iterator[str]:
-    """TensorBoard, started in `folder`, on a free port of localhost; gives its address."""
+    """Start TensorBoard in `folder` on a free port of localhost; yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "localhost", "--port", "0"]
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -92,7 +92,7 @@ def tensorboard(logdir: Path, log: Path, *flags: str, folder: Path | None = None
 
 
 def content(url: str) -> bytes:
-    """What TensorBoard answers; its errors are the caller's to read."""
+    """TensorBoard's answer in bytes; an HTTP error is raised."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=PATIENCE) as reply:
         answer: bytes = reply.read()
@@ -100,7 +100,7 @@ def content(url: str) -> bytes:
 
 
 def fetch(url: str) -> Any:
-    """What TensorBoard answers, from JSON."""
+    """TensorBoard's answer, decoded from JSON."""
     return json.loads(content(url))
 
 
@@ -130,7 +130,7 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """End a process and all it started: politely, then for sure."""
+    """End a process and all processes that it started: by SIGTERM, after 10 seconds by SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
@@ -149,7 +149,7 @@ class Page:
         self._pictures = pictures
 
     def open(self, tab: str) -> None:
-        """Load the page anew with this tab in front."""
+        """Load the page again and show this tab."""
         self._chrome.get("about:blank")
         self._chrome.get(f"{self._address}#{tab}")
 
@@ -158,11 +158,11 @@ class Page:
         return self._chrome.execute_script(_LIBRARY + script)
 
     def wait(self, script: str, good: Callable[[Any], object] = bool) -> Any:
-        """Ask until the answer is good; after a while give the answer as it is."""
+        """Ask until the answer is good; after `PATIENCE` seconds return the last answer as it is."""
         return eventually(lambda: self.ask(script), good)
 
     def picture(self, name: str) -> np.ndarray:
-        """The window as pixels [height, width, RGB], each 0 to 1; kept as a file too."""
+        """The window as pixels [height, width, RGB], from 0 to 1; also written to a file."""
         png = self._chrome.get_screenshot_as_png()
         self._pictures.mkdir(parents=True, exist_ok=True)
         (self._pictures / f"{name}.png").write_bytes(png)

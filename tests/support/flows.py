@@ -1,4 +1,4 @@
-"""Runs of the Gradient Flow tab made by hand, so that every number on its page is known."""
+"""Hand-made runs for the Gradient Flow tab, so that every number on its page is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vgrad_torch.tensorboard import tags
-from vgrad_torch.tensorboard.writer import Writer, _metadata, _value
+from vgrad_torch.tensorboard.summary import plugin_metadata, tensor_value
+from vgrad_torch.tensorboard.writer import Writer
 
 LAYERS = ("1-fc1-8x6", "2-fc2-6x4", "3-fc3-4x2")
 STATISTICS = tuple(tags.COLUMNS)
@@ -18,18 +19,18 @@ Columns = dict[str, Sequence[float]]
 
 GRADIENTS: Columns = {"weight_gradient_rms": [1e-7, 1e-5, 1e-3], "output_gradient_rms": [2e-6, 1e-4, 0.01]}
 GAINS: Columns = {"input_gradient_rms": [np.nan, 2e-5, 1e-3]}
-"""The weights hand down 0.2 and 0.1, the activations 0.1 and 0.1: 2e-4 in all, log10 -1.699 and -2."""
+"""The weight gains are 0.2 and 0.1, the activation gains 0.1 and 0.1; their product is 2e-4."""
 
 
 def table(columns: Columns, layers: int = len(LAYERS)) -> Table:
     """A gradient_flow tensor: NaN but for the columns given, and no non-finite values."""
-    found = np.full((layers, len(STATISTICS)), np.nan, np.float32)
+    tensor = np.full((layers, len(STATISTICS)), np.nan, np.float32)
     for name in STATISTICS:
         if name.endswith("_nonfinite"):
-            found[:, STATISTICS.index(name)] = 0
+            tensor[:, STATISTICS.index(name)] = 0
     for name, values in columns.items():
-        found[:, STATISTICS.index(name)] = values
-    return found
+        tensor[:, STATISTICS.index(name)] = values
+    return tensor
 
 
 def typical(scale: float = 1.0) -> Table:
@@ -48,15 +49,15 @@ def write(
     content: bytes | None = None,
     statistics: Sequence[str] = STATISTICS,
 ) -> None:
-    """Write (step, tensor) as one tag of ours."""
+    """Write each (step, tensor) under a tag of the gradient_flow plugin."""
     writer = Writer(folder)
-    metadata = _metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, statistics) if content is None else content)
+    metadata = plugin_metadata(tags.PLUGIN_NAME, tags.encode_axes(layers, statistics) if content is None else content)
     for step, tensor in points:
-        writer._add([_value(tag, tensor, metadata)], step)
+        writer._add([tensor_value(tag, tensor, metadata)], step)
     writer.close()
 
 
-def say(folder: Path, tag: str, text: str) -> None:
+def write_text(folder: Path, tag: str, text: str) -> None:
     """Write a text into a run."""
     writer = Writer(folder)
     writer.text(tag, text)

@@ -25,7 +25,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from tests.support import browser
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.tensorboard import tags
-from vgrad_torch.tensorboard.writer import LOG_EXPONENTS
+from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
 from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 
@@ -318,27 +318,24 @@ def assert_lines_have_the_runs_colours(page: browser.Page) -> None:
 
 
 @pytest.mark.browser
-def test_histograms_tab_draws_each_tag_and_run(page: browser.Page, runs: Runs) -> None:
-    page.open("histograms")
+@pytest.mark.parametrize(
+    ("tab", "card", "drawn", "shapes"),
+    [
+        ("histograms", "tf-histogram-loader", "path.outline", 7),
+        ("distributions", "tf-distribution-loader", "path.area", 8),
+    ],
+)
+def test_histograms_are_drawn_of_each_tag_and_run(
+    page: browser.Page, runs: Runs, tab: str, card: str, drawn: str, shapes: int
+) -> None:
+    page.open(tab)
     expected = histogram_cards(runs)
     in_two_groups = sum(tag.startswith(("depth_profile/", "gradient/")) for tag, _ in expected)
-    cards_when_drawn(page, "tf-histogram-loader", "path.outline", in_two_groups, shapes=7)
-    page.picture("histograms")
+    cards_when_drawn(page, card, drawn, in_two_groups, shapes=shapes)
+    page.picture(tab)
     assert page.wait(OPEN_GROUPS) == groups_of(histogram_tags(runs), 2)
-    cards = cards_when_drawn(page, "tf-histogram-loader", "path.outline", len(expected), shapes=7)
-    assert [(card["tag"], card["run"]) for card in cards] == expected
-
-
-@pytest.mark.browser
-def test_distributions_tab_draws_each_tag_and_run(page: browser.Page, runs: Runs) -> None:
-    page.open("distributions")
-    expected = histogram_cards(runs)
-    in_two_groups = sum(tag.startswith(("depth_profile/", "gradient/")) for tag, _ in expected)
-    cards_when_drawn(page, "tf-distribution-loader", "path.area", in_two_groups, shapes=8)
-    page.picture("distributions")
-    assert page.wait(OPEN_GROUPS) == groups_of(histogram_tags(runs), 2)
-    cards = cards_when_drawn(page, "tf-distribution-loader", "path.area", len(expected), shapes=8)
-    assert [(card["tag"], card["run"]) for card in cards] == expected
+    cards = cards_when_drawn(page, card, drawn, len(expected), shapes=shapes)
+    assert [(each["tag"], each["run"]) for each in cards] == expected
 
 
 @pytest.mark.browser

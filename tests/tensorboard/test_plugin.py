@@ -140,8 +140,8 @@ Opened = Callable[..., Board]
 def test_series_are_listed_with_their_layers_and_notes(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "b", [(0, typical())])
     write(tmp_path / "a", [(0, typical()), (7, typical())])
-    flows.say(tmp_path / "a", tags.VERDICT, "vanishing: **fc1**")
-    flows.say(tmp_path / "a", "other", "not ours")
+    flows.write_text(tmp_path / "a", tags.VERDICT, "vanishing: **fc1**")
+    flows.write_text(tmp_path / "a", "other", "not ours")
     first, second = board(tmp_path).series()
     assert (first["run"], first["tag"], first["layers"]) == ("a", "gradient_flow", list(LAYERS))
     assert first["notes"] == {"verdict": "vanishing: **fc1**"}
@@ -150,7 +150,7 @@ def test_series_are_listed_with_their_layers_and_notes(board: Opened, tmp_path: 
 
 
 def test_without_data_the_list_is_empty(board: Opened, tmp_path: Path) -> None:
-    flows.say(tmp_path / "a", tags.VERDICT, "healthy")
+    flows.write_text(tmp_path / "a", tags.VERDICT, "healthy")
     assert board(tmp_path).series() == []
 
 
@@ -260,11 +260,13 @@ def test_theory_of_the_same_layers_comes_with_the_profile(board: Opened, tmp_pat
         assert predicted == {"theory.output_gradient": [7, 7, 7]}
 
 
-def test_a_theory_that_does_not_fit_is_left_out_and_said(board: Opened, tmp_path: Path) -> None:
+def test_a_theory_that_does_not_fit_is_left_out_with_a_message(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", [(0, typical())])
     write(tmp_path / "a", [(0, np.ones((3, 2), "f4"))], LAYERS, tags.THEORY, statistics=["output_rms"])
     head, numbers = board(tmp_path).unpack("profile", run="a", tag="gradient_flow", step=0)
-    assert head["problem"].startswith("the theory's line is left out: the tensor of step 0 is float32 of shape [3, 2]")
+    assert head["problem"].startswith(
+        "The line of the theory is left out: the tensor of step 0 is float32 of shape [3, 2]"
+    )
     assert not any(name.startswith("theory") for name in numbers)
 
 
@@ -307,7 +309,7 @@ def test_thinning_keeps_every_extreme(board: Opened, tmp_path: Path) -> None:
     assert (np.isinf(numbers["high"]).sum(), numbers["high"][2].max()) == (1, np.float32(1e9))
 
 
-def test_the_step_that_stands_for_a_bucket_is_the_troubled_one(board: Opened, tmp_path: Path) -> None:
+def test_the_step_shown_for_a_bucket_is_the_one_with_zeros_or_nan(board: Opened, tmp_path: Path) -> None:
     write(tmp_path / "a", long_run())
     head, _ = board(tmp_path).flow()
     assert {0, 12340, 15000, 10 * (LONG - 1)} <= set(head["steps"])
@@ -325,7 +327,7 @@ def test_a_preview_is_quick_and_says_so(board: Opened, tmp_path: Path) -> None:
     assert (head["samples"], head["complete"]) == (LONG, True)
 
 
-def test_what_tensorboard_keeps_back_is_told(tmp_path: Path) -> None:
+def test_the_answer_says_whether_tensorboard_dropped_steps(tmp_path: Path) -> None:
     write(tmp_path / "a", [(i, typical()) for i in range(20)])
     provider = python_server(tmp_path)
     assert Board(provider, limit=20).flow()[0]["thinned"] is True
@@ -333,7 +335,9 @@ def test_what_tensorboard_keeps_back_is_told(tmp_path: Path) -> None:
     assert Board(provider, limit=0).flow()[0]["thinned"] is False
 
 
-def test_a_run_too_large_for_one_message_is_thinned_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_too_large_for_one_message_is_thinned_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "a", [(i, typical()) for i in range(50)])
     monkeypatch.setattr(reader, "MESSAGE", 7 * (4 * len(LAYERS) * len(tags.COLUMNS) + 64))
     head, _ = Board(python_server(tmp_path)).flow()
@@ -386,7 +390,7 @@ def test_a_malformed_description_is_one_sentence(tmp_path: Path, content: bytes)
     write(tmp_path / "b", [(0, typical())])
     opened = Board(python_server(tmp_path))
     first, second = opened.series()
-    assert first["problem"].startswith("this run cannot be shown: its description is not ours (")
+    assert first["problem"].startswith("this run cannot be shown: its description was not written by vgrad_torch (")
     assert second["problem"] == ""
     reply = opened.get("flow", run="a", tag="gradient_flow", quantity="weight")
     assert (reply.status_code, reply.text) == (400, first["problem"])

@@ -53,7 +53,7 @@ class Tab:
         self.ask, self.wait = self.page.ask, self.page.wait
 
     def open(self, *, dark: bool = False) -> None:
-        """Load the page anew and go into its frame, once that has drawn what there is."""
+        """Load the page again, and enter its frame when everything is drawn."""
         self.chrome.switch_to.default_content()
         self.chrome.get("about:blank")
         self.chrome.get(f"{self.address}?darkMode={str(dark).lower()}#gradient_flow")
@@ -74,7 +74,7 @@ class Tab:
         return found
 
     def numbers(self) -> dict[str, list[str]]:
-        """The table of numbers: run -> what it says of each layer."""
+        """The table of numbers: run -> the text of each layer."""
         rows = self.ask("return all('#numbers tr').map(row => texts('th, td', row))")
         return {run: list(column) for run, *column in zip(*rows, strict=True)} if rows else {}
 
@@ -89,8 +89,8 @@ class Tab:
     def step(self) -> str:
         return str(self.ask("return texts('#steps output')[0]"))
 
-    def words(self) -> dict[str, str]:
-        """What the waterfall says of each run."""
+    def sentences(self) -> dict[str, str]:
+        """The waterfall's sentences for each run."""
         cards = self.wait("return all('#waterfalls .card').map(c => [text(all('h3', c)[0]), texts('.words', c)[0]])")
         return dict(cards)
 
@@ -105,7 +105,7 @@ def tab(
     write(logdir / "b", [(step, typical(scale / 2)) for step, scale in SCALES.items()])
     write(logdir / "a", [(0, THEORY)], tag=tags.THEORY, statistics=["weight_gradient_rms"])
     verdict = "| layer |\n| --- |\n| fc1 |\n\n**vanishing**: <b>fc1</b> gets none. Take relu."
-    flows.say(logdir / "a", tags.VERDICT, verdict)
+    flows.write_text(logdir / "a", tags.VERDICT, verdict)
     plain = Writer(logdir / "plain")
     plain.scalars({"loss": 1.0}, 0)
     plain.close()
@@ -176,7 +176,7 @@ def test_cells_have_the_colours_of_one_scale_for_all_runs(tab: Tab) -> None:
                 np.testing.assert_allclose(cells[layer][column], exact, atol=3)
 
 
-def test_hovering_a_cell_tells_its_value(tab: Tab) -> None:
+def test_hovering_a_cell_shows_its_value(tab: Tab) -> None:
     tab.open()
     tab.wait("return all('#maps .area').length", lambda count: count == 2)
     area = tab.find("#maps .area")
@@ -261,14 +261,14 @@ def test_the_shares_of_the_tab_are_those_of_the_verdict(case: str) -> None:
 
 def test_the_waterfall_shows_each_factor_and_its_share(tab: Tab) -> None:
     tab.open()
-    words = tab.words()
-    assert set(words) == {"a", "b"}
+    sentences = tab.sentences()
+    assert set(sentences) == {"a", "b"}
     og, ig = flows.GRADIENTS["output_gradient_rms"], flows.GAINS["input_gradient_rms"]
     weights = math.log10(ig[2] / og[2]) + math.log10(ig[1] / og[1])
     activations = math.log10(og[1] / ig[2]) + math.log10(og[0] / ig[1])
     assert weights + activations == pytest.approx(math.log10(og[0] / og[2]))
     share = round(100 * verdicts_shares(og, ig)["activation"])
-    assert words["a"] == (
+    assert sentences["a"] == (
         "fc1 receives 2e-4 of the gradient that fc3 receives "
         f"(weights {TIMES}{10**weights:.2g}, activations {TIMES}{10**activations:.2g}). "
         f"Share of this decrease: activations {share} %, weights {100 - share} %."
@@ -323,9 +323,9 @@ def test_the_page_shows_the_sentences_of_each_waterfall(chrome: webdriver.Chrome
     for tab in board(chrome, tmp_path, len(WATERFALLS), "rust"):
         tab.open()
         tab.ask("all('#runs input').filter(box => !box.checked).forEach(box => box.click())")
-        words = browser.eventually(tab.words, lambda words: len(words) == len(WATERFALLS))
+        sentences = browser.eventually(tab.sentences, lambda sentences: len(sentences) == len(WATERFALLS))
         expected = {case: f"{first} {second}".rstrip() for case, (_, _, first, second) in WATERFALLS.items()}
-        assert {case: shown(text) for case, text in words.items()} == expected
+        assert {case: shown(text) for case, text in sentences.items()} == expected
 
 
 def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:
@@ -337,7 +337,7 @@ def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:
     assert tab.numbers_when("a", ["1e-5", "1e-4", "5e-4"]) == ["1e-5", "1e-4", "5e-4"]
     tab.find("#runs input").click()
     assert tab.wait("return texts('#maps h3')", lambda runs: runs == ["b"]) == ["b"]
-    assert set(tab.words()) == {"b"}
+    assert set(tab.sentences()) == {"b"}
 
 
 # --- light and dark ------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def awkward(request: pytest.FixtureRequest, chrome: webdriver.Chrome, tmp_path: 
     """Runs with hostile names, a malformed tensor, zeros and NaN."""
     runs = tmp_path / "runs"
     write(runs / EVIL_RUN, [(0, typical())], [EVIL_LAYER, *LAYERS[1:]])
-    flows.say(runs / EVIL_RUN, tags.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
+    flows.write_text(runs / EVIL_RUN, tags.VERDICT, f"{EVIL_RUN}{EVIL_LAYER}")
     write(runs / "malformed", [(0, np.zeros(4, "f4"))])
     write(runs / "undescribed", [(0, typical())], content=b"{}")
     holes: flows.Columns = {"weight_gradient_rms": [0.0, math.nan, 1e-3], "weight_gradient_nonfinite": [0, 0, 1]}
@@ -438,11 +438,11 @@ def test_hostile_names_are_text_and_broken_runs_cost_no_other(awkward: Tab) -> N
     problems = awkward.ask("return texts('#maps .problem')")
     assert [problem.partition(":")[0] for problem in problems] == ["this run cannot be shown"] * 2
     assert "float32 of shape [4], not numbers of shape [3, 20]" in problems[0]
-    assert "description is not ours" in problems[1]
-    assert EVIL_LAYER in awkward.words()[EVIL_RUN]
+    assert "description was not written by vgrad_torch" in problems[1]
+    assert EVIL_LAYER in awkward.sentences()[EVIL_RUN]
 
 
-def test_zeros_and_nonfinite_have_colours_of_their_own(awkward: Tab) -> None:
+def test_zeros_and_nonfinite_have_their_own_colours(awkward: Tab) -> None:
     awkward.open()
     awkward.wait("return all('#maps canvas').length", lambda count: count == 2)
     rows = awkward.ask("""
@@ -456,7 +456,7 @@ def test_zeros_and_nonfinite_have_colours_of_their_own(awkward: Tab) -> None:
     assert commonest == [[0, 0, 0, 255], [0, 0, 0, 0], [213, 0, 50, 255]]
     keys = awkward.ask("return texts('#legend .key')")
     assert keys == ["exactly zero", "NaN or infinite", "not measured"]
-    assert awkward.words()["zeros"] == (
+    assert awkward.sentences()["zeros"] == (
         f"fc2 receives 0.1 of the gradient that fc3 receives (not split {TIMES}0.1). "
         "Without input gradients, weights and activations cannot be told apart. "
         "The gradient of fc1 is exactly zero, so there are no factors from there on."
@@ -495,7 +495,7 @@ def test_a_missing_file_of_the_page_is_a_message(chrome: webdriver.Chrome, tmp_p
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize(("flags", "kept"), [([], 300), (["--samples_per_plugin", "gradient_flow=50"], 50)])
-def test_tensorboard_keeps_all_steps_unless_told_otherwise(
+def test_tensorboard_keeps_all_steps_unless_a_flag_says_otherwise(
     tmp_path: Path, server: str, flags: list[str], kept: int
 ) -> None:
     write(tmp_path / "runs" / "a", [(step, typical()) for step in range(300)])

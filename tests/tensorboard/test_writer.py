@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -29,10 +28,12 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests import ROOT
+from tests.support.disk import files_of_at_most
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
-from vgrad_torch.tensorboard.writer import LOG_EXPONENTS, Writer
+from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
+from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.watching.watch import watch
 
 Array = npt.NDArray[np.float32]
@@ -264,7 +265,7 @@ def test_gradient_flow_columns_are_those_that_readers_know() -> None:
     ]  # fmt: skip
 
 
-def test_gradient_flow_metadata_is_ours_and_written_once(tmp_path: Path) -> None:
+def test_gradient_flow_metadata_name_the_plugin_and_are_written_once(tmp_path: Path) -> None:
     metadata = write(tmp_path, net(0), net(1)).SummaryMetadata("gradient_flow")
     assert (metadata.plugin_data.plugin_name, metadata.data_class) == ("gradient_flow", 2)
     sent = [v.HasField("metadata") for e in events(tmp_path) for v in e.summary.value if v.tag == "gradient_flow"]
@@ -352,7 +353,7 @@ def test_numbers_beyond_float32_are_left_out_and_do_not_raise(tmp_path: Path) ->
     assert np.isinf(rows_of(run, "gradient_flow")[0, 0])
 
 
-def test_a_layer_of_which_nothing_is_known(tmp_path: Path) -> None:
+def test_a_layer_without_any_statistics(tmp_path: Path) -> None:
     run = write(tmp_path, Snapshot(0, (LayerSnapshot(1, "fc1", "Linear", ""),)), Snapshot(1, ()))
     assert run.Tags()["scalars"] == []
     assert np.isnan(rows_of(run, "gradient_flow")).all()
@@ -533,17 +534,6 @@ def test_disk_full_is_one_warning_and_what_was_written_stays(tmp_path: Path, mon
     assert [p.step for p in read(tmp_path).Tensors("gradient_flow")] == [0]
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """As on a disk that gets full: the system takes the bytes that fit, and refuses from the next write on."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KB, where this user may mount one."""
@@ -582,7 +572,7 @@ def test_half_a_record_hides_nothing_that_came_before(tmp_path: Path) -> None:
         writer.snapshot(net(step), histograms=True)
     (path,) = files(tmp_path)
     size = path.stat().st_size
-    with largest_file(size + 1000), pytest.warns(RuntimeWarning, match="File too large; training goes on"):
+    with files_of_at_most(size + 1000), pytest.warns(RuntimeWarning, match="File too large; training goes on"):
         writer.snapshot(net(3), histograms=True)
     keep_writing(writer)  # there is room again, but nothing may follow half a record
     assert path.stat().st_size == size + 1000
@@ -597,7 +587,7 @@ def test_folder_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, folder
 
 
 def test_disk_full_at_the_start_is_refused(tmp_path: Path) -> None:
-    with largest_file(0), pytest.raises(UsageError, match="File too large; choose another one"):
+    with files_of_at_most(0), pytest.raises(UsageError, match="File too large; choose another one"):
         Writer(tmp_path)
 
 

@@ -8,13 +8,11 @@ import json
 import math
 import os
 import pickle
-import resource
 import shutil
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -25,6 +23,7 @@ import pytest
 import torch
 
 from tests.scripts import fuzz, kills
+from tests.support.disk import files_of_at_most
 from vgrad_torch.cli.parser import main
 from vgrad_torch.files import write_whole
 from vgrad_torch.plain import plain, typed
@@ -138,17 +137,6 @@ def test_a_file_is_replaced_whole_or_left(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk is like."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_warning_and_the_last_checkpoint_stays(tmp_path: Path) -> None:

@@ -273,11 +273,11 @@ def report(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.data(), indent=1))
         return 0
-    from vgrad_torch.report import page
+    from vgrad_torch.report import html
 
     print(printable(str(found)))
     out = options.out or found.file
-    page.write(found, out)
+    html.write(found, out)
     print(f"\nPictures: {out}")
     return 0
 

@@ -1,11 +1,11 @@
-"""Logged runs side by side: a line of numbers each, and what differs in their settings."""
+"""Compares logged runs: one line of numbers for each, and the settings that differ."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, count
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from vgrad_torch.report.report import Report, digits, report
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION
 from vgrad_torch.verdict.diagnosis import table
 
-RUN_HEAD = ("run", "verdict", "steps", "first layer's gradient", "over the last's", "loss", "validation accuracy")
+RUN_HEAD = ("run", "verdict", "steps", "first layer gradient RMS", "first / last layer", "loss", "validation accuracy")
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs by name, side by side; `str()` is what the terminal shows."""
+    """Reports by the name of the run; `str()` is what the terminal shows."""
 
     reports: Mapping[str, Report]
     file: Path = Path("compare.html")
@@ -29,59 +29,59 @@ class Comparison:
         if settings:
             lines += table(("setting", *self.reports), [(key, *values) for key, values in settings.items()])
         else:
-            lines.append("Their settings do not differ, or are not known.")
-        for name, each in self.reports.items():
-            lines += ["", textwrap.fill(f"{name}: {each.verdict.paragraph}", 100), *each.remarks()]
+            lines.append("The settings do not differ, or are not known.")
+        for name, entry in self.reports.items():
+            lines += ["", textwrap.fill(f"{name}: {entry.verdict.paragraph}", 100), *entry.remarks()]
         return "\n".join(lines)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A line of each run under `RUN_HEAD`."""
-        return [(name, *_run_cells(each)) for name, each in self.reports.items()]
+        """One row for each run, in the order of `RUN_HEAD`."""
+        return [(name, *_run_cells(entry)) for name, entry in self.reports.items()]
 
     def settings(self) -> dict[str, tuple[str, ...]]:
-        """What differs in their settings, see `differences`."""
-        return differences({name: each.run.config for name, each in self.reports.items()})
+        """The settings that differ, see `differences`."""
+        return differences({name: entry.run.config for name, entry in self.reports.items()})
 
     def data(self) -> dict[str, Any]:
-        """Of each run what JSON can hold."""
-        return {name: each.data() for name, each in self.reports.items()}
+        """The data of each report for JSON."""
+        return {name: entry.data() for name, entry in self.reports.items()}
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read runs; one whose name was there already gets a number behind it."""
-    found: dict[str, Report] = {}
-    for each in map(report, paths):
-        names = (f"{each.run.name} ({number})" for number in count(2))
-        name = each.run.name if each.run.name not in found else next(name for name in names if name not in found)
-        found[name] = each
-    return Comparison(found)
+    """Compare the runs in these folders. A name that occurs again gets a number: `relu (2)`."""
+    reports: dict[str, Report] = {}
+    for path in paths:
+        result = report(path)
+        numbered = (f"{result.run.name} ({number})" for number in count(2))
+        reports[next(name for name in chain([result.run.name], numbered) if name not in reports)] = result
+    return Comparison(reports)
 
 
-def _run_cells(found: Report) -> tuple[str, ...]:
-    """All but the name; the gradients are those of the newest sample."""
-    first, last = found.rows[0].gradient, found.rows[-1].gradient
-    _, losses = found.run.losses()
-    accuracy = found.run.scalars.get(ACCURACY_VALIDATION)
+def _run_cells(entry: Report) -> tuple[str, ...]:
+    """The cells of a run's row after its name. The gradients are those of the newest sample."""
+    first, last = entry.rows[0].gradient, entry.rows[-1].gradient
+    _, losses = entry.run.losses()
+    accuracy = entry.run.scalars.get(ACCURACY_VALIDATION)
     return (
-        found.verdict.word or "see its report", f"{found.run.history[-1].step:,}", digits(first),
+        entry.verdict.word or "see its report", f"{entry.run.history[-1].step:,}", digits(first),
         digits(first / last if first is not None and last else None),
         f"{losses[-1][1]:.4g}" if losses else "", f"{accuracy[-1][1]:.1%}" if accuracy else "",
     )  # fmt: skip
 
 
-PLACES = ("name", "runs", "data_dir")
-"""Settings that say where a run lies, not what it is; a page that is sent to others does not show them."""
+FOLDER_SETTINGS = ("name", "runs", "data_dir")
+"""Settings with names of folders. A page that is sent to others does not show them."""
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """The settings that not all runs have alike, each with its value in every run; empty where a run lacks it.
+    """The settings that are not the same in all runs, each with its value in every run; empty where a run lacks it.
 
-    A run whose settings are not known is no reason to list all those of the others.
+    A run without known settings is not compared with the others.
 
     >>> differences({"a": {"act": "relu", "lr": 0.1, "name": "a"}, "b": {"act": "tanh", "lr": 0.1, "name": "b"}})
     {'act': ('relu', 'tanh')}
     """
-    keys = [key for key in {key: None for config in configs.values() for key in config} if key not in PLACES]
+    keys = [key for key in {key: None for config in configs.values() for key in config} if key not in FOLDER_SETTINGS]
     shown = {key: tuple(shown_value(config.get(key, "")) for config in configs.values()) for key in keys}
     known = [bool(config) for config in configs.values()]
     return {key: values for key, values in shown.items() if len(set(compress(values, known))) > 1}

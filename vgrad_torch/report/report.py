@@ -1,4 +1,4 @@
-"""What there is to say of a logged run: verdict, table of the layers, plain data for machines."""
+"""The report on a logged run: verdict, table of the layers, and the same as data for JSON."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from vgrad_torch.verdict.rules import VERDICTS, two_digits
 
 _UNNAMED = "an optimizer that the log does not name"
 _UNCOUNTED = (
-    "cannot tell: the log says neither how large the batches were nor, as it holds no histograms, how many entries the "
-    "gradients have. Next: let watch() write histograms, or print monitor.diagnose() in the run."
+    "cannot tell: the number of entries of each gradient is needed, and the log holds neither the batch size nor "
+    "histograms. Next: let watch() write histograms, or print monitor.diagnose() in the run."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One of `verdicts.VERDICTS` and the paragraph that begins with it; empty where a logged text begins otherwise.
+    """A verdict: one of `rules.VERDICTS`, and the paragraph that begins with it.
 
-    `logged` says that the run wrote it itself; else it was found now, from what the log holds.
+    `word` is empty where a logged text begins with something else. `logged` says whether the run itself wrote the
+    verdict; otherwise it is computed from the log.
     """
 
     word: str
@@ -36,9 +37,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A layer: RMS of its weight gradient at the first and the newest sample, its gains and its update at the newest.
+    """A layer: RMS of its weight gradient at the first sample; gradient, gains and update ratio at the newest.
 
-    None is what was not measured; `nonfinite` counts NaN and infinities of the newest gradient.
+    None where nothing was measured. `nonfinite` is the number of NaN and infinite entries of the newest gradient.
     """
 
     layer: str
@@ -54,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run with its verdict; `str()` is what the terminal shows."""
+    """A run, its verdict and the table of its layers; `str()` is what the terminal shows."""
 
     run: Run
     verdict: Verdict
@@ -62,7 +63,7 @@ class Report:
 
     @property
     def file(self) -> Path:
-        """Where its page belongs, unless told otherwise."""
+        """The default file of the HTML page."""
         return self.run.folder / "report.html"
 
     def __str__(self) -> str:
@@ -74,7 +75,7 @@ class Report:
         return table(HEAD, map(cells, self.rows))
 
     def summary(self) -> str:
-        """How much was seen, and what came of it."""
+        """One line: samples, steps, layers, loss and accuracy."""
         first, last = self.run.history[0], self.run.history[-1]
         parts = [f"{_count(self.run.samples, 'sample')} of step {first.step:,}"]
         if last.step > first.step:
@@ -89,34 +90,34 @@ class Report:
         return ", ".join(parts)
 
     def remarks(self) -> list[str]:
-        """What else must be known, a sentence each."""
-        where = self.run.texts.get(FIRST_NONFINITE)
-        return [*([f"{where[0].upper()}{where[1:]}."] if where else []), *self.run.notes]
+        """Sentences about the first NaN or infinity and about the state of the files."""
+        nonfinite = self.run.texts.get(FIRST_NONFINITE)
+        return [*([f"{nonfinite[0].upper()}{nonfinite[1:]}."] if nonfinite else []), *self.run.notes]
 
     def data(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; what is not a finite number is null."""
+        """The whole report for JSON. Numbers that are not finite are null."""
         tag, losses = self.run.losses()
-        found = {
+        data = {
             "run": self.run.name, "verdict": asdict(self.verdict), "samples": self.run.samples,
             "steps": [snapshot.step for snapshot in self.run.history], "layers": [asdict(row) for row in self.rows],
             "loss": {"tag": tag, "points": losses}, "config": dict(self.run.config), "remarks": self.remarks(),
             "validation_accuracy": self.run.scalars.get(ACCURACY_VALIDATION, ()),
         }  # fmt: skip
-        clean: dict[str, Any] = _clean(found)
-        return clean
+        finite: dict[str, Any] = _finite(data)
+        return finite
 
 
 def report(path: Path) -> Report:
-    """Read a run's folder, judge it, tabulate its layers; a `UsageError` says why that cannot be done."""
+    """The report on the run in a folder; a `UsageError` says why there is none."""
     return _report(read(path))
 
 
 def _report(run: Run) -> Report:
-    found = diagnosed(run)
-    states = {state.label: state.word for state in found.layers} if found else {}
+    diagnosis = diagnosed(run)
+    states = {state.label: state.word for state in diagnosis.layers} if diagnosis else {}
     first = {layer.label: layer for layer in run.history[0].layers}
     rows = tuple(_row(first.get(x.label), x, states.get(x.label, "")) for x in run.history[-1].layers)
-    return Report(run, _logged(run) or _verdict(found), rows)
+    return Report(run, _logged_verdict(run) or _verdict(diagnosis), rows)
 
 
 def _row(first: LayerSnapshot | None, layer: LayerSnapshot, state: str) -> Row:
@@ -131,50 +132,52 @@ def _gradient(layer: LayerSnapshot | None) -> float | None:
     return layer.weight_gradient.rms if layer and layer.weight_gradient else None
 
 
-def _logged(run: Run) -> Verdict | None:
-    """The verdict that the run wrote; without its table, which is here anyway."""
+def _logged_verdict(run: Run) -> Verdict | None:
+    """The verdict that the run wrote, without its table, which the report has too."""
     if VERDICT not in run.texts:
         return None
     blocks = run.texts[VERDICT].replace("**", "").split("\n\n")
-    words = [" ".join(block.split()) for block in blocks if not block.lstrip().startswith("|")]
-    begin = next((place for place, block in enumerate(words) if block.partition(":")[0] in VERDICTS), 0)
-    paragraph = " ".join(words[begin:])
+    paragraphs = [" ".join(block.split()) for block in blocks if not block.lstrip().startswith("|")]
+    begin = next((i for i, block in enumerate(paragraphs) if block.partition(":")[0] in VERDICTS), 0)
+    paragraph = " ".join(paragraphs[begin:])
     word = paragraph.partition(":")[0]
     return Verdict(word if word in VERDICTS else "", paragraph, logged=True)
 
 
-def _verdict(found: Diagnosis | None) -> Verdict:
-    if found is None:
+def _verdict(diagnosis: Diagnosis | None) -> Verdict:
+    if diagnosis is None:
         return Verdict("cannot tell", _UNCOUNTED, logged=False)
-    return Verdict(found.verdict, found.paragraph(), logged=False)
+    return Verdict(diagnosis.verdict, diagnosis.paragraph(), logged=False)
 
 
 def diagnosed(run: Run) -> Diagnosis | None:
-    """The diagnosis of what the log holds; None where it does not tell how many entries the gradients have.
+    """The diagnosis of the logged samples; None where the log does not hold the number of entries of the gradients.
 
-    A layer without any gradient may be frozen or cut off from the loss, which the log does not tell apart: it is taken
-    for frozen, and where the verdict hangs on it, it is that one cannot tell.
+    A layer without any gradient may be frozen or cut off from the loss; the log does not tell which. It is taken for
+    frozen. If the verdict depends on that, the verdict is `cannot tell`.
     """
     if not run.counted:
         return None
-    without = tuple(layer.label for layer in run.history[-1].layers if _has_no_gradient(layer))
-    history = [_as_frozen(snapshot, without) for snapshot in run.history]
+    no_gradient = tuple(layer.label for layer in run.history[-1].layers if _has_no_gradient(layer))
+    history = [_as_frozen(snapshot, no_gradient) for snapshot in run.history]
     losses = [value for _, value in run.scalars.get(LOSS_TRAIN, ())]
-    found = diagnose(history, optimizer=str(run.config.get("optimizer", _UNNAMED)), losses=losses)
-    if found.verdict != "frozen" or not without:
-        return found
-    because = f"The log has no gradient of {', '.join(without)}. It does not say whether they are frozen or cut off."
-    return replace(
-        found, verdict="cannot tell", because=because, advice=("Next: print monitor.diagnose() in the run.",)
+    diagnosis = diagnose(history, optimizer=str(run.config.get("optimizer", _UNNAMED)), losses=losses)
+    if diagnosis.verdict != "frozen" or not no_gradient:
+        return diagnosis
+    because = (
+        f"The log has no gradient of {', '.join(no_gradient)}. It does not say whether the layers are frozen or cut "
+        "off from the loss."
     )
+    advice = ("Next: print monitor.diagnose() in the run.",)
+    return replace(diagnosis, verdict="cannot tell", because=because, advice=advice)
 
 
 def _has_no_gradient(layer: LayerSnapshot) -> bool:
     return layer.weight_gradient is None and layer.output_gradient is None and layer.weight is not None
 
 
-def _as_frozen(snapshot: Snapshot, without: Sequence[str]) -> Snapshot:
-    layers = [replace(layer, trainable=False) if layer.label in without else layer for layer in snapshot.layers]
+def _as_frozen(snapshot: Snapshot, labels: Sequence[str]) -> Snapshot:
+    layers = [replace(layer, trainable=False) if layer.label in labels else layer for layer in snapshot.layers]
     return replace(snapshot, layers=tuple(layers))
 
 
@@ -183,8 +186,8 @@ def _as_frozen(snapshot: Snapshot, without: Sequence[str]) -> Snapshot:
 HEAD = (
     "layer",
     "size",
-    "gradient RMS at first",
-    "gradient RMS",
+    "first gradient RMS",
+    "newest gradient RMS",
     "weight gain",
     "activation gain",
     "update ratio",
@@ -193,24 +196,24 @@ HEAD = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A layer's line under `HEAD`."""
+    """The cells of a layer's row, in the order of `HEAD`."""
     gradient = "NaN" if row.nonfinite else digits(row.gradient)
     numbers = (row.weight_gain, row.activation_gain, row.update_ratio)
     return (row.layer, row.size, digits(row.gradient_first), gradient, *map(digits, numbers), row.state)
 
 
 def digits(value: float | None) -> str:
-    """Two digits; nothing where nothing was measured."""
+    """A number in two digits; empty where nothing was measured."""
     return "" if value is None or math.isnan(value) else two_digits(value)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _clean(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _clean(each) for key, each in value.items()}
-    return [_clean(each) for each in value] if isinstance(value, list | tuple) else value
+        return {str(key): _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,1 +1,1 @@
-"""What is written to TensorBoard event files, read back from them, and shown in the Gradient Flow tab."""
+"""Writes TensorBoard event files, reads them back, and shows them in the Gradient Flow tab."""

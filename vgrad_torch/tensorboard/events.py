@@ -1,8 +1,8 @@
-"""What the event files of a run hold, put together: gradient_flow tensors, scalars, texts, hyperparameters.
+"""Reads all event files of a run: gradient_flow tensors, scalars, texts and hyperparameters.
 
-TensorBoard's reader opens the files. A folder may hold several: a run that was resumed, a `SummaryWriter` beside the
-monitor. Where a step comes again, what was written later counts, and what an earlier run into the same folder left from
-that step on is dropped.
+A folder may hold several files: of a run that was resumed, or of a `SummaryWriter` beside the monitor. Where a step
+occurs twice, the later one counts, and everything that an earlier run into the folder wrote from that step on is
+dropped.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.summary import decode_text
 
-_COUNTED = tuple(tags.layer_tag(group, "") for group in tags.LAYER_HISTOGRAMS)
+_COUNTED_PREFIXES = tuple(tags.layer_tag(group, "") for group in tags.LAYER_HISTOGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A gradient_flow tensor, not yet decoded, and the histograms of the weight gradients beside it, by layer tag.
+    """A gradient_flow tensor, not yet decoded, and the histograms of the weight gradients, by layer tag.
 
-    `counts` says how many entries a layer's tensors have, by the tag of their histogram.
+    `counts` is the number of entries of each tensor, by the tag of its histogram.
     """
 
     step: int
@@ -44,73 +45,74 @@ class Sample:
 
 @dataclass(slots=True)
 class Events:
-    """What the event files hold, as they are read one after the other."""
+    """What the event files hold; `read` adds a file."""
 
     samples: dict[tuple[str, ...], list[Sample]] = field(default_factory=dict)
     scalars: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     texts: dict[str, tuple[float, str]] = field(default_factory=dict)
     hparams: dict[str, Any] = field(default_factory=dict)
     status: int | None = None
-    """How the run says that it ended: a `Status` of the HParams plugin."""
+    """How the run ended: a `Status` of the HParams plugin; None where the log does not say."""
     dropped: int = 0
+    """Samples of an earlier run into the same folder."""
     problems: list[str] = field(default_factory=list)
     all_tags: set[str] = field(default_factory=set)
     _axes: dict[str, tags.Axes] = field(default_factory=dict)
     _counts: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, file: Path) -> None:
-        """Take all events of a file, up to where it is damaged or not yet written."""
-        whole = file.stat().st_size
-        seen = 0
+        """Add all events of a file, up to where it is damaged or not yet written."""
+        size = file.stat().st_size
+        bytes_read = 0
         for record in RawEventFileLoader(str(file)).Load():
-            seen += len(record) + 16  # a length of 8 bytes and two checksums of 4
-            event = Event.FromString(record)
-            self._take(event)
-        if not seen:
-            self.problems.append(f"{file.name} is {'damaged or no event file' if whole else 'empty'}.")
-        elif seen < whole:
-            rest = f"The last {whole - seen:,} bytes of {file.name} cannot be read"
+            bytes_read += len(record) + 16  # a length of 8 bytes and two checksums of 4
+            self._add(Event.FromString(record))
+        if not bytes_read:
+            self.problems.append(f"{file.name} is {'damaged or no event file' if size else 'empty'}.")
+        elif bytes_read < size:
+            rest = f"The last {size - bytes_read:,} bytes of {file.name} cannot be read"
             self.problems.append(f"{rest}: cut off, damaged, or being written.")
 
-    def _take(self, event: Any) -> None:
+    def _add(self, event: Any) -> None:
         values = {value.tag: value for value in event.summary.value}
         self.all_tags |= values.keys()
         self._count(values)
         for tag, value in values.items():
             plugin = value.metadata.plugin_data
             if plugin.plugin_name == tags.PLUGIN_NAME or tag in self._axes:
-                self._take_flow(tag, value, event, values)
+                self._add_sample(tag, value, event, values)
             elif value.HasField("simple_value") or plugin.plugin_name == "scalars" or tag in self.scalars:
-                self._take_scalar(tag, value, event.step)
+                self._add_scalar(tag, value, event.step)
             elif tag in (tags.VERDICT, tags.FIRST_NONFINITE):
-                self.texts[tag] = event.wall_time, _text(value)
+                self.texts[tag] = event.wall_time, decode_text(make_ndarray(value.tensor))
             elif tag == hparams_metadata.SESSION_START_INFO_TAG:
                 self.hparams |= _hparams(plugin.content)
-                self.status = None  # of a resumed run the end is still to come
+                self.status = None  # a resumed run has not ended yet
             elif tag == hparams_metadata.SESSION_END_INFO_TAG:
                 self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
 
-    def _take_flow(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
+    def _add_sample(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
         if tag.startswith(tags.THEORY):
             return
         if value.metadata.plugin_data.content:
             try:
                 self._axes[tag] = tags.decode_axes(value.metadata.plugin_data.content)
             except (KeyError, ValueError, TypeError) as error:
-                self.problems.append(f"{tag} cannot be read: its description is not ours ({error}).")
+                self.problems.append(f"{tag} cannot be read: its description was not written by vgrad_torch ({error}).")
                 return
         if tag not in self._axes:
             return
         axes = self._axes[tag]
-        histograms = {x: values[y] for x in axes.layers if (y := tags.layer_tag(tags.GRADIENT_LOG10, x)) in values}
+        histogram_tags = {layer: tags.layer_tag(tags.GRADIENT_LOG10, layer) for layer in axes.layers}
+        histograms = {layer: values[name] for layer, name in histogram_tags.items() if name in values}
         layers = _without_calls(axes.layers)
         samples = self.samples.setdefault(layers, [])
-        kept = [sample for sample in samples if sample.step < event.step] if _again(samples, event.step) else samples
-        self.dropped += len(samples) - len(kept)
-        kept.append(Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
-        self.samples[layers] = kept
+        if samples and samples[-1].step >= event.step:
+            self.samples[layers] = earlier = [sample for sample in samples if sample.step < event.step]
+            self.dropped += len(samples) - len(earlier)
+        self.samples[layers].append(Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
 
-    def _take_scalar(self, tag: str, value: Any, step: int) -> None:
+    def _add_scalar(self, tag: str, value: Any, step: int) -> None:
         number = value.simple_value if value.HasField("simple_value") else float(make_ndarray(value.tensor))
         points = self.scalars[tag]
         if points and step < next(reversed(points)):
@@ -118,27 +120,27 @@ class Events:
         points[step] = number
 
     def _count(self, values: Mapping[str, Any]) -> None:
-        """How many entries a tensor has, from its histogram; it holds until there is another one."""
+        """Take the number of a tensor's entries from its histogram; it is valid until the next histogram."""
         new = {
             tag: int(make_ndarray(value.tensor)[:, 2].sum())
             for tag, value in values.items()
-            if tag.startswith(_COUNTED) and len(value.tensor.tensor_shape.dim) == 2
+            if tag.startswith(_COUNTED_PREFIXES) and len(value.tensor.tensor_shape.dim) == 2
         }
         if new:
             self._counts = {**self._counts, **new}
 
     @property
     def end(self) -> str | None:
-        """What is to be said of the run's end, if it did not go well."""
+        """A sentence about the run's end, unless it ended well."""
         if self.status == api_pb2.STATUS_FAILURE:
-            return "The run ended with an error; what came of its last step is not in the log."
+            return "The run ended with an error; the result of its last step is not in the log."
         if self.hparams and self.status is None:
-            return "The log has no end: the run was stopped, or is still going on."
+            return "The log has no end: the run was stopped or is still going on."
         return None
 
 
 def _without_calls(layers: list[str]) -> tuple[str, ...]:
-    """The layers without their calls, of which a recurrent one has more or fewer from step to step.
+    """The layers without the numbers of their calls, as a recurrent layer has more calls in one step than in another.
 
     >>> _without_calls(["1-cell-8x8", "1-cell#2-8x8", "2-head-8x2"])
     ('1-cell-8x8', '2-head-8x2')
@@ -146,12 +148,8 @@ def _without_calls(layers: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", layer) for layer in layers))
 
 
-def _again(samples: list[Sample], step: int) -> bool:
-    return bool(samples) and samples[-1].step >= step
-
-
 def event_files(path: Path) -> list[Path]:
-    """In the order they were begun: their names hold the time, and then a number that counts."""
+    """The event files of a folder, or the file itself, oldest first: their names hold the time, then a number."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -159,9 +157,9 @@ def event_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*tfevents*"), key=lambda file: _by_numbers(file.name))
     if files:
         return files
-    below = sorted({str(file.parent) for file in path.glob("*/*tfevents*")})
-    more = f"; runs are below it: {', '.join(below[:3])}{', ...' if len(below) > 3 else ''}" if below else ""
-    raise UsageError(f"{path} holds no event file{more or '; give the folder of a run, such as runs/mine'}")
+    runs = sorted({str(file.parent) for file in path.glob("*/*tfevents*")})
+    listed = f"; runs are below it: {', '.join(runs[:3])}{', ...' if len(runs) > 3 else ''}" if runs else ""
+    raise UsageError(f"{path} holds no event file{listed or '; give the folder of a run, such as runs/mine'}")
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
@@ -172,8 +170,3 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
 def _hparams(content: bytes) -> dict[str, Any]:
     start = HParamsPluginData.FromString(content).session_start_info.hparams
     return {name: getattr(value, value.WhichOneof("kind") or "string_value") for name, value in start.items()}
-
-
-def _text(value: Any) -> str:
-    first = make_ndarray(value.tensor).ravel()[:1].tolist()
-    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)

@@ -1,4 +1,4 @@
-"""A run read back from its folder: samples as records, and what else was logged, of whole runs and of parts."""
+"""Reads a logged run back from its folder: its samples as records, and everything else that was logged."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.events import Events, Sample, event_files
 
 SAMPLES = 4096
-"""Samples kept at most, as a monitor's history does; `LAYERS` of them in all."""
+"""Largest number of samples that is kept, as in a monitor's history."""
 LAYERS = 1 << 16
+"""Largest number of layers in all kept samples together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logged(Stats):
-    """What an event file keeps of a tensor: what it does not keep is NaN, and a count that it does not tell is 0."""
+    """What an event file holds of a tensor. A number that it does not hold is NaN, a count that it does not hold 0."""
 
     logged_rms: float = math.nan
 
     @property
     def rms(self) -> float:
-        """As it was written; mean and std may be missing."""
+        """The RMS as it was written, because mean and std may be missing."""
         return self.logged_rms
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as its folder holds it.
+    """A run as it is in its folder.
 
     Attributes:
-        name: the folder's.
+        name: name of the folder.
         folder: where its files are.
-        history: the samples in order of their steps; of very many, every second, fourth, ...
-        samples: how many there were.
+        history: the samples in order of their steps; if there are very many, every second, fourth, ...
+        samples: their number before any were left out.
         scalars: (step, value) by tag.
-        texts: what the run wrote of itself, by tag: `verdict`, if no sample is newer, and `first_nonfinite`.
+        texts: the run's texts by tag: `verdict`, if no sample is newer, and `first_nonfinite`.
         config: `config.json`, or else the hyperparameters in the event file.
-        built_in: whether it is a run of `vgrad train`, whose config says what the network is.
-        notes: what a reader must know of the files, sentence by sentence.
+        built_in: whether it is a run of `vgrad train`, whose config describes the network.
+        notes: sentences about the state of the files.
     """
 
     name: str
@@ -62,80 +63,79 @@ class Run:
 
     @property
     def counted(self) -> bool:
-        """Whether it is known how many entries the outputs have, without which layers do not compare."""
+        """Whether the number of entries of each output gradient is known, which comparing layers needs."""
         return all(s is None or s.count for s in (layer.output_gradient for layer in self.history[-1].layers))
 
     def losses(self) -> tuple[str, tuple[tuple[int, float], ...]]:
-        """The training loss and its tag: the package's own, or else the first whose name has `loss` in it."""
+        """Tag and points of the training loss: `loss/train`, or else the first tag with `loss` in its name."""
         candidates = [tags.LOSS_TRAIN, *sorted(tag for tag in self.scalars if "loss" in tag.lower())]
         return next(((tag, self.scalars[tag]) for tag in candidates if tag in self.scalars), ("", ()))
 
 
 def read(path: Path) -> Run:
-    """Read a run's folder, or one event file of it; also of a run that is going on, or that was killed.
+    """Read a run's folder, or one event file of it. The run may still be going on, or may have been killed.
 
     Raises:
-        UsageError: there is nothing of the package's to be read; the message says what there is instead.
+        UsageError: there are no gradients; the message says what there is instead.
     """
-    files = event_files(path)
-    found = Events()
-    for file in files:
-        found.read(file)
+    events = Events()
+    for file in event_files(path):
+        events.read(file)
     folder = path if path.is_dir() else path.parent
-    config = _config(folder, found)
-    if not found.samples:
-        raise UsageError(_nothing(path, found))
-    samples = max(found.samples.values(), key=len)
+    config = _config(folder, events)
+    if not events.samples:
+        raise UsageError(_no_samples(path, events))
+    samples = max(events.samples.values(), key=len)
     built_in = {"data", "act", "init", "optimizer", "batch"} <= set(config) and isinstance(config["batch"], int)
     history = tuple(_snapshot(sample, built_in, config) for sample in _thinned(samples))
-    since = {tags.VERDICT: history[-1].wall_time, tags.FIRST_NONFINITE: history[0].wall_time}
-    texts = {tag: text for tag, (time, text) in found.texts.items() if time >= since[tag]}
-    scalars = {tag: tuple(points.items()) for tag, points in found.scalars.items()}
+    valid_since = {tags.VERDICT: history[-1].wall_time, tags.FIRST_NONFINITE: history[0].wall_time}
+    texts = {tag: text for tag, (time, text) in events.texts.items() if time >= valid_since[tag]}
+    scalars = {tag: tuple(points.items()) for tag, points in events.scalars.items()}
     name = folder.resolve().name or str(folder)
-    return Run(name, folder, history, len(samples), scalars, texts, config, built_in, tuple(_notes(found, samples)))
+    return Run(name, folder, history, len(samples), scalars, texts, config, built_in, tuple(_notes(events, samples)))
 
 
-def _nothing(path: Path, found: Events) -> str:
-    if found.problems:
-        return f"{path} holds no gradients that can be read: {found.problems[0].removesuffix('.')}"
-    if not found.all_tags:
-        return f"{path} holds no gradients yet: nothing was written but the head of the event file"
-    shown = ", ".join(sorted(found.all_tags)[:3]) + (", ..." if len(found.all_tags) > 3 else "")
+def _no_samples(path: Path, events: Events) -> str:
+    if events.problems:
+        return f"{path} holds no gradients that can be read: {events.problems[0].removesuffix('.')}"
+    if not events.all_tags:
+        return f"{path} holds no gradients yet: the event file holds nothing but its head"
+    shown = ", ".join(sorted(events.all_tags)[:3]) + (", ..." if len(events.all_tags) > 3 else "")
     return (
         f"{path} holds events ({shown}) but no gradients; they come from `vgrad train` or from "
         "watch(model, optimizer, logdir=...)"
     )
 
 
-def _config(folder: Path, found: Events) -> dict[str, Any]:
+def _config(folder: Path, events: Events) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
-        return found.hparams
+        return events.hparams
     except (OSError, ValueError) as error:
-        found.problems.append(f"config.json cannot be read ({error}).")
-        return found.hparams
+        events.problems.append(f"config.json cannot be read ({error}).")
+        return events.hparams
     return config if isinstance(config, dict) else {"config": config}
 
 
-def _notes(found: Events, samples: list[Sample]) -> Iterator[str]:
-    yield from found.problems
-    if found.dropped:
-        yield f"{found.dropped:,} samples of an earlier run into the same folder are left out."
-    others = sum(map(len, found.samples.values())) - len(samples)
+def _notes(events: Events, samples: list[Sample]) -> Iterator[str]:
+    yield from events.problems
+    if events.dropped:
+        yield f"{events.dropped:,} samples of an earlier run into the same folder are left out."
+    others = sum(map(len, events.samples.values())) - len(samples)
     if others:
-        yield f"{others:,} samples of another model, or of other layers, are left out; the tab in TensorBoard has them."
-    if found.end:
-        yield found.end
+        yield f"{others:,} samples of another model, or of other layers, are left out. The Gradient Flow tab has them."
+    if events.end:
+        yield events.end
 
 
 def _thinned(samples: list[Sample]) -> list[Sample]:
-    """All of them, or every second, fourth, ... and the newest."""
+    """All samples, or every second, fourth, ... and the newest one."""
     layers = max(len(sample.axes.layers) for sample in samples)
-    most = max(min(SAMPLES, LAYERS // max(layers, 1)), 2)
+    limit = max(min(SAMPLES, LAYERS // max(layers, 1)), 2)
     stride = 1
-    while -(-len(samples) // stride) > most:
+    while -(-len(samples) // stride) > limit:
         stride *= 2
     kept = samples[::stride]
     return kept if kept[-1] is samples[-1] else [*kept, samples[-1]]
@@ -154,46 +154,48 @@ def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snap
     return Snapshot(sample.step, tuple(layers), sample.wall_time)
 
 
-def _layer(tag: str, numbers: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
-    """A layer from its row. What `vgrad train` trains are `Linear` layers; of others the kind is not in the file."""
+def _layer(tag: str, row: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
+    """A layer from its row. `vgrad train` trains `Linear` layers; for other runs the kind is not in the file."""
     number, name, call, size = tags.parse_layer(tag)
     fan_in, fan_out = map(int, size.split("x")) if size else (0, 0)
-    counts = {quantity: sample.counts.get(tags.layer_tag(x, tag)) for x, quantity in tags.LAYER_HISTOGRAMS.items()}
+    histograms = tags.LAYER_HISTOGRAMS.items()
+    counts = {quantity: sample.counts.get(tags.layer_tag(group, tag)) for group, quantity in histograms}
     weights = counts["weight"] or fan_in * fan_out
     outputs = counts["output_gradient"] or counts["output"] or batch * fan_out
-    gradient = _stats(numbers, "weight_gradient", weights, _histogram(sample.histograms.get(tag)))
-    update, gain = numbers.get("update_rms", math.nan), numbers.get("activation_gain", math.nan)
+    gradient = _stats(row, "weight_gradient", weights, _histogram(sample.histograms.get(tag)))
+    update, gain = row.get("update_rms", math.nan), row.get("activation_gain", math.nan)
     return LayerSnapshot(
         number, name, "Linear" if built_in else "", size, call,
-        weight=_stats(numbers, "weight", weights),
+        weight=_stats(row, "weight", weights),
         weight_gradient=gradient,
-        output=_stats(numbers, "output", outputs),
-        output_gradient=_stats(numbers, "output_gradient", outputs),
-        input_gradient=_stats(numbers, "input_gradient", outputs * fan_in // fan_out if fan_out else 0),
+        output=_stats(row, "output", outputs),
+        output_gradient=_stats(row, "output_gradient", outputs),
+        input_gradient=_stats(row, "input_gradient", outputs * fan_in // fan_out if fan_out else 0),
         update_rms=None if math.isnan(update) else update,
         activation_gain=None if math.isnan(gain) else gain,
     )  # fmt: skip
 
 
-def _stats(numbers: Mapping[str, float], quantity: str, count: int, histogram: Histogram | None = None) -> Stats | None:
-    """None where the quantity was not there: then not even its non-finite entries were counted."""
+def _stats(row: Mapping[str, float], quantity: str, count: int, histogram: Histogram | None = None) -> Stats | None:
+    """The statistics of one tensor; None where the row has neither its RMS nor its number of non-finite entries."""
 
-    def of(statistic: str) -> float:
-        return numbers.get(f"{quantity}.{statistic}", math.nan)
+    def value(statistic: str) -> float:
+        return row.get(f"{quantity}.{statistic}", math.nan)
 
-    if math.isnan(of("rms")) and math.isnan(of("nonfinite")):
+    if math.isnan(value("rms")) and math.isnan(value("nonfinite")):
         return None
-    zeros, bad = (0.0 if math.isnan(each) else each for each in (of("zero_fraction"), of("nonfinite")))
-    count = max(count, int(bad))  # no histogram is written of a tensor without a finite entry
+    zeros, nonfinite = (0.0 if math.isnan(x) else x for x in (value("zero_fraction"), value("nonfinite")))
+    count = max(count, int(nonfinite))  # no histogram is written of a tensor without a finite entry
     return Logged(
-        count, round(zeros * count), int(bad), of("mean"), of("std"), math.nan, math.nan, histogram, of("rms")
-    )
+        count, round(zeros * count), int(nonfinite), value("mean"), value("std"), math.nan, math.nan, histogram,
+        value("rms"),
+    )  # fmt: skip
 
 
 def _histogram(value: Any) -> Histogram | None:
-    """A log10 histogram as buckets of magnitudes: all that it counts between two edges lies at the lower one.
+    """A log10 histogram as a histogram of magnitudes, which places all entries of a bucket at its lower edge.
 
-    The outermost buckets hold a trace more than was counted, far less than one entry; rounding takes it off.
+    Rounding removes the `TRACE` that was added to the outermost buckets.
     """
     if value is None:
         return None

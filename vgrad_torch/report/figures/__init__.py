@@ -1,6 +1,6 @@
-"""Pictures of records: each function takes plain numbers and returns a matplotlib `Figure`; none shows or saves it.
+"""Figures of snapshots: each function returns a matplotlib `Figure` and neither shows nor saves it.
 
-What takes several runs takes them by name, and draws them on equal axes.
+A function for several runs takes them as {name: run} and draws them on equal axes.
 """
 
 from vgrad_torch.report.figures.data import circles

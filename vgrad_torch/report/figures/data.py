@@ -1,4 +1,4 @@
-"""The picture of the data: what a network of two inputs is to tell apart."""
+"""The figure of the circles data set: the classes that a network of two inputs learns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vgrad_torch.report.figures.style import MARKS, RUNS, legend, new_figure, st
 
 @styled
 def circles(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Figure:
-    """Points `x` [n, 2] in the plane, each in the colour and with the mark of its class `y` [n]."""
+    """Points `x` [n, 2] in the plane, with a colour and a mark for each class `y` [n]."""
     figure = new_figure(4.2, 4.0)
     axis = figure.subplots()
     classes = sorted({int(label) for label in y})

@@ -1,4 +1,4 @@
-"""Distributions layer by layer at one step: ridges of magnitudes on a log axis, densities of values on a linear one."""
+"""Distributions in each layer at one step: ridges of magnitudes on a log axis, densities of values on a linear axis."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def ridges(
     runs: Mapping[str, Snapshot], quantity: str = "weight_gradient", *, exponents: range = range(-52, 10, 2),
     width: float = 8.0, height: float | None = None,
 ) -> Figure:  # fmt: skip
-    """How the magnitudes of a tensor's entries are distributed in each layer, on one log axis; first layer on top.
+    """The distribution of the magnitudes of a tensor's entries in each layer, on one log axis, the first layer on top.
 
-    A ridge is the share of the entries by log10 of their magnitude, cut at the powers of two `exponents`. Exact zeros
-    have no place on the axis; their share is written beside the ridge. (Glorot and Bengio 2010, figure 7, draws the
-    same on a linear axis, where small gradients all look alike.)
+    A ridge is the share of the entries by log10 of their magnitude, in buckets with edges at 2**e for e in `exponents`.
+    Exact zeros have no place on the axis; their share is written beside the ridge. (Glorot and Bengio 2010, figure 7,
+    uses a linear axis, where all small gradients look alike.)
     """
-    found = {name: [getattr(layer, quantity) for layer in s.layers] for name, s in runs.items()}
-    shares = {name: [_log_shares(stats, exponents) for stats in every] for name, every in found.items()}
-    occupied = [edge for each in shares.values() for share in each if share is not None for edge in _occupied(*share)]
+    stats = {name: [getattr(layer, quantity) for layer in s.layers] for name, s in runs.items()}
+    shares = {name: [_log_shares(x, exponents) for x in layers] for name, layers in stats.items()}
+    occupied = [edge for ridges in shares.values() for ridge in ridges if ridge for edge in _occupied(*ridge)]
     if not occupied:
         raise UsageError(f"no histogram of {quantity} was recorded at this step")
-    deepest = max(map(len, found.values()))
+    deepest = max(map(len, stats.values()))
     figure, axes = style.panels(len(runs), height or min(0.9 + 0.34 * deepest, 7.0), width=width)
     style.titles(axes, runs)
     for axis, name in zip(axes, runs, strict=True):
-        _stack(axis, shares[name], found[name])
+        _stack(axis, shares[name], stats[name])
     low, high = min(occupied), max(occupied)
     axes[0].set_xlim(low, high)
     for axis in axes:
@@ -55,11 +55,11 @@ def _log_shares(stats: Stats | None, exponents: range) -> tuple[Floats, Floats] 
 
 
 def _occupied(edges: Floats, shares: Floats) -> list[float]:
-    """Where the bulk of a ridge begins and ends: a thousandth lies beyond."""
-    places = np.flatnonzero(shares > 1e-3)
-    if not places.size:
+    """The ends of the part of a ridge where a bucket holds more than a thousandth of the entries."""
+    buckets = np.flatnonzero(shares > 1e-3)
+    if not buckets.size:
         return []
-    return [float(edges[max(places[0] - 1, 0)]), float(edges[min(places[-1] + 2, len(edges) - 1)])]
+    return [float(edges[max(buckets[0] - 1, 0)]), float(edges[min(buckets[-1] + 2, len(edges) - 1)])]
 
 
 def _stack(axis: Axes, ridges: Sequence[tuple[Floats, Floats] | None], stats: Sequence[Stats | None]) -> None:
@@ -93,10 +93,10 @@ def values(
     runs: Mapping[str, Snapshot], quantity: str = "output", *, transform: Transform | None = None, label: str = "",
     width: float = 8.0, height: float = 2.6,
 ) -> Figure:  # fmt: skip
-    """How a tensor's values are distributed in each layer, on a linear axis: Glorot and Bengio 2010, figures 6 and 7.
+    """The distribution of a tensor's values in each layer, on a linear axis: Glorot and Bengio 2010, figures 6 and 7.
 
-    Curves are densities of the finite values. `transform`, an increasing function, is applied to the values: `np.tanh`
-    turns outputs into activations.
+    The curves are densities of the finite values. `transform`, an increasing function, is applied to the values first:
+    `np.tanh` turns outputs into activations.
     """
     figure, axes = style.panels(len(runs), height, width=width)
     deepest = max((len(snapshot.layers) for snapshot in runs.values()), default=0)
@@ -124,13 +124,13 @@ def _density(axis: Axes, layer: LayerSnapshot, quantity: str, transform: Transfo
 
 
 def _evenly(histogram: Histogram, transform: Transform | None, bins: int = 41) -> tuple[Floats, Floats]:
-    """The counts on bins of equal width: each bucket is spread over the bins that it overlaps."""
+    """The counts in bins of equal width. Each bucket is spread over the bins that it overlaps."""
     edges, counts = histogram.values()
     if transform is not None:
         edges = transform(edges)
     even = np.linspace(edges[0], edges[-1], bins + 1)
     below = np.concatenate([[0.0], np.cumsum(counts)])
-    unique, first = np.unique(edges, return_index=True)  # saturated ends fall together
+    unique, first = np.unique(edges, return_index=True)  # saturated values may give equal edges
     cumulated = np.interp(even, unique, below[np.append(first[1:], len(edges)) - 1])
     cumulated[0] = 0.0
     return even, np.diff(cumulated)

@@ -1,4 +1,4 @@
-"""The flow map: one number of every layer at every step as a colour, several runs side by side on one scale."""
+"""The flow map: one number of every layer at every step as a colour, with one scale for all runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUANTITIES = {
     "output": "RMS of the output",
     "weight": "RMS of the weight",
 }
-"""What can be shown -> its name."""
+"""Quantity -> its label."""
 
 
 @style.styled
@@ -33,63 +33,62 @@ def flow_map(
     height: float = 2.7,
     width: float = 8.0,
 ) -> Figure:
-    """RMS by layer (first on top) and step, on one log scale of colours; what has no place on it has one of its own.
+    """RMS by layer (the first on top) and step, as colours on one log scale.
 
-    A cell is black where a value is exactly zero, red where NaN or infinity stood in the tensor, grey where nothing was
-    measured. Of more than 480 samples, several share a column: red if one is, or else the smallest of them.
-    The steps are on one scale too, but for runs of less than a fifth of the longest.
+    A cell is black where the tensor is exactly zero, red where it holds NaN or infinity, grey where nothing was
+    measured. With more than 480 samples, several share a column, which shows red if one of them is red, or else the
+    smallest value. All runs share one scale of steps, except those of less than a fifth of the longest.
     """
-    words = choose(QUANTITIES, quantity, "quantity")
+    label = choose(QUANTITIES, quantity, "quantity")
     maps = {name: _Map(list(history), quantity) for name, history in runs.items()}
-    if not maps or not all(len(each.steps) for each in maps.values()):
+    if not maps or not all(len(run.steps) for run in maps.values()):
         raise UsageError("there is no sample to draw")
-    scale = _scale([each.values for each in maps.values()])
+    scale = _scale([run.values for run in maps.values()])
     figure, axes = style.panels(len(maps), height, width=width, sharex=False)
     style.titles(axes, maps)
-    for axis, each in zip(axes, maps.values(), strict=True):
-        _draw(axis, each, scale)
-    longest = max(each.length for each in maps.values())
-    for axis, each in zip(axes, maps.values(), strict=True):
-        axis.set_xlim(each.ends[0], each.ends[0] + (longest if 5 * each.length >= longest else each.length))
-    style.layers_along_y(axes[0], style.common([each.names for each in maps.values()]))
+    longest = max(run.length for run in maps.values())
+    for axis, run in zip(axes, maps.values(), strict=True):
+        _draw(axis, run, scale)
+        axis.set_xlim(run.edges[0], run.edges[0] + (longest if 5 * run.length >= longest else run.length))
+    style.layers_along_y(axes[0], style.common([run.names for run in maps.values()]))
     figure.supxlabel("step", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, pad=0.015, aspect=7 * figure.get_figheight())
     style.decades(bar.ax.yaxis, scale.vmin or 0, scale.vmax or 1)
-    bar.set_label(words)
+    bar.set_label(label)
     bar.outline.set_visible(False)
-    _explain(figure, np.concatenate([each.values.ravel() for each in maps.values()]))
+    _add_legend(figure, np.concatenate([run.values.ravel() for run in maps.values()]))
     return figure
 
 
 class _Map:
-    """One run as [layers, columns]: 0 exact zeros, infinity NaN or infinities, NaN not measured."""
+    """One run as [layers, columns]: 0 for exact zeros, infinity for NaN or infinity, NaN for not measured."""
 
     def __init__(self, samples: Sequence[Snapshot], quantity: str) -> None:
         labels = {layer.label: None for sample in samples for layer in sample.layers}
-        every = np.full((len(samples), len(labels)), np.nan)
-        order = {label: place for place, label in enumerate(labels)}
+        values = np.full((len(samples), len(labels)), np.nan)
+        columns = {label: i for i, label in enumerate(labels)}
         for row, sample in enumerate(samples):
             for layer in sample.layers:
                 stats = getattr(layer, quantity)
                 if stats is not None:
-                    every[row, order[layer.label]] = np.inf if stats.nonfinite else stats.rms
+                    values[row, columns[layer.label]] = np.inf if stats.nonfinite else stats.rms
         starts = edges(len(samples))[:-1] if samples else np.zeros(0, np.int64)
         self.names = list(labels)
         self.steps = [sample.step for sample in samples]
-        self.values = _smallest(every, starts).T if samples else every.T
-        """[layers, columns]."""
-        self.ends = _ends([self.steps[start] for start in starts], self.steps)
-        self.length = float(self.ends[-1] - self.ends[0])
+        self.values = _smallest(values, starts).T if samples else values.T
+        self.edges = _column_edges([self.steps[start] for start in starts], self.steps)
+        self.length = float(self.edges[-1] - self.edges[0])
 
 
-def _smallest(every: Floats, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
-    least = np.fmin.reduceat(every, starts, axis=0)
-    bad = np.logical_or.reduceat(np.isinf(every), starts, axis=0)
-    return np.where(bad, np.inf, least)
+def _smallest(values: Floats, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
+    """The smallest value of each bucket; infinity where one of them is infinite."""
+    least = np.fmin.reduceat(values, starts, axis=0)
+    nonfinite = np.logical_or.reduceat(np.isinf(values), starts, axis=0)
+    return np.where(nonfinite, np.inf, least)
 
 
-def _ends(firsts: Sequence[int], steps: Sequence[int]) -> Floats:
-    """Where the columns begin and end on the step axis; the last is as wide as the one before."""
+def _column_edges(firsts: Sequence[int], steps: Sequence[int]) -> Floats:
+    """The edges of the columns on the step axis. The last column is as wide as the distance of the last two steps."""
     if not firsts:
         return np.zeros(1)
     last = steps[-1] + max((steps[-1] - steps[-2]) if len(steps) > 1 else 1, 1)
@@ -97,37 +96,37 @@ def _ends(firsts: Sequence[int], steps: Sequence[int]) -> Floats:
 
 
 def _scale(maps: Sequence[Floats]) -> Normalize:
-    """log10 of the values that have a place on it; whole decades at its ends."""
+    """The scale for log10 of all finite values above zero, with whole decades at its ends."""
     every = np.concatenate([values.ravel() for values in maps])
     logs = np.log10(every[(every > 0) & np.isfinite(every)])
     low, high = (np.floor(logs.min()), np.ceil(logs.max())) if logs.size else (-1.0, 0.0)
     return Normalize(float(low), float(max(high, low + 1)))
 
 
-def _draw(axis: Axes, each: _Map, scale: Normalize) -> None:
+def _draw(axis: Axes, run: _Map, scale: Normalize) -> None:
     with np.errstate(divide="ignore"):
-        logs = np.log10(each.values)
+        logs = np.log10(run.values)
     colours = np.asarray(ScalarMappable(scale, "viridis").to_rgba(np.nan_to_num(logs, posinf=0, neginf=0)))
-    for place, colour in (
-        (each.values == 0, style.ZERO),
-        (np.isinf(each.values), style.NONFINITE),
-        (np.isnan(each.values), style.MISSING),
+    for cells, colour in (
+        (run.values == 0, style.ZERO),
+        (np.isinf(run.values), style.NONFINITE),
+        (np.isnan(run.values), style.MISSING),
     ):
-        colours[place, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    axis.pcolormesh(each.ends, np.arange(len(each.names) + 1) - 0.5, colours, rasterized=True)
+        colours[cells, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    axis.pcolormesh(run.edges, np.arange(len(run.names) + 1) - 0.5, colours, rasterized=True)
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.tick_params(length=0)
     style.step_axis(axis, "")
 
 
-def _explain(figure: Figure, values: Floats) -> None:
-    """Name the colours off the scale that are there."""
-    found = {
+def _add_legend(figure: Figure, values: Floats) -> None:
+    """Add a legend of the colours off the scale that occur."""
+    kinds = {
         "exactly zero": (style.ZERO, (values == 0).any()),
         "NaN or infinite": (style.NONFINITE, np.isinf(values).any()),
         "not measured": (style.MISSING, np.isnan(values).any()),
     }
-    patches = [Patch(color=colour, label=words) for words, (colour, there) in found.items() if there]
+    patches = [Patch(color=colour, label=label) for label, (colour, occurs) in kinds.items() if occurs]
     if patches:
         figure.legend(handles=patches, loc="outside lower right", ncols=3)

@@ -1,4 +1,4 @@
-"""Pictures over the steps of training: each layer's weights and gradients, and the loss."""
+"""Figures over the steps of training: each layer's weights and gradients, and the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vgrad_torch.records import Floats, History, Snapshot
 from vgrad_torch.report.figures import style
 
 Points = Sequence[tuple[float, float]]
-"""Pairs of a step and a value, in the order of the steps."""
+"""Pairs of step and value, in the order of the steps."""
 Runs = Mapping[str, Iterable[Snapshot]]
 
 
@@ -23,7 +23,7 @@ Runs = Mapping[str, Iterable[Snapshot]]
 def weights(runs: Runs, *, steps_per_epoch: int | None = None) -> Figure:
     """Mean and standard deviation of each layer's weights over the steps, a column for each run.
 
-    The standard deviation is the population's. If it is said how long one is, the axis counts epochs.
+    The standard deviation is the population's. With `steps_per_epoch` the axis counts epochs.
     """
     grid = _Grid(runs, steps_per_epoch, rows=2)
     grid.draw(0, "mean\nof the weights", "weight", "mean")
@@ -38,7 +38,7 @@ def gradients(
 ) -> Figure:  # fmt: skip
     """Mean and standard deviation of each layer's weight gradient, the latter on a log axis; below them the loss.
 
-    A standard deviation of exactly zero has no place on a log axis and is left out. `losses` are by run.
+    A standard deviation of exactly zero has no place on a log axis and is left out. `losses` is {run: points}.
     """
     grid = _Grid(runs, steps_per_epoch, rows=3 if any(losses.values()) else 2)
     grid.draw(0, "mean\nof the gradient", "weight_gradient", "mean")
@@ -54,11 +54,11 @@ def gradients(
 
 
 class _Grid:
-    """Axes for runs by statistics; a row has one scale."""
+    """A grid of axes: a column for each run, a row with one scale for each statistic."""
 
     def __init__(self, runs: Runs, steps_per_epoch: int | None, rows: int) -> None:
         self.histories = {name: _history(snapshots) for name, snapshots in runs.items()}
-        self.per = steps_per_epoch or 1
+        self.steps_per_unit = steps_per_epoch or 1
         self.figure = style.new_figure(8.0, 1.9 * rows + 0.5)
         self.axes: list[list[Axes]] = self.figure.subplots(
             rows, len(self.histories), sharex="col", sharey="row", squeeze=False
@@ -70,32 +70,32 @@ class _Grid:
         style.beside(self.axes[0][-1], self.labels, style.layer_colours(len(self.labels)))
 
     def draw(
-        self, row: int, words: str, quantity: str, statistic: str, shown: Callable[[Floats], Floats] = lambda x: x
+        self, row: int, label: str, quantity: str, statistic: str, transform: Callable[[Floats], Floats] = lambda x: x
     ) -> None:
-        """A line for each layer; a mark where there is one sample alone. Very many points are drawn as pixels."""
+        """Draw a line for each layer, a mark if there is only one sample. Very many points are drawn as pixels."""
         for axis, history in zip(self.axes[row], self.histories.values(), strict=True):
-            series = shown(history.series(quantity, statistic))
-            steps = [step / self.per for step in history.steps]
-            how: dict[str, Any] = {"marker": "o" if len(steps) == 1 else "", "rasterized": series.size > 20_000}
+            series = transform(history.series(quantity, statistic))
+            steps = [step / self.steps_per_unit for step in history.steps]
+            look: dict[str, Any] = {"marker": "o" if len(steps) == 1 else "", "rasterized": series.size > 20_000}
             for column, colour in zip(series.T, style.layer_colours(series.shape[1]), strict=True):
-                axis.plot(steps, column, color=colour, linewidth=1.3, **how)
+                axis.plot(steps, column, color=colour, linewidth=1.3, **look)
             axis.grid(axis="y")
             style.numbers(axis)
-        self.axes[row][0].set_ylabel(words)
+        self.axes[row][0].set_ylabel(label)
 
 
 @style.styled
 def losses(runs: Mapping[str, Points], *, label: str = "training loss", height: float = 2.6) -> Figure:
-    """The loss, or another number of the whole network, of several runs in one picture; log where it spans decades."""
+    """The loss, or another number of the network, of several runs in one figure; on a log axis if it spans decades."""
     figure = style.new_figure(8.0, height)
     axis = figure.subplots()
-    colours = [style.RUNS[place % len(style.RUNS)] for place in range(len(runs))]
-    for place, points in enumerate(runs.values()):
-        how: dict[str, Any] = {"color": colours[place], "linestyle": style.LINES[place % len(style.LINES)]}
-        axis.plot([step for step, _ in points], [value for _, value in points], **how)
-    seen = [value for points in runs.values() for _, value in points if np.isfinite(value)]
+    colours = [style.RUNS[i % len(style.RUNS)] for i in range(len(runs))]
+    for i, points in enumerate(runs.values()):
+        line = style.LINES[i % len(style.LINES)]
+        axis.plot([step for step, _ in points], [value for _, value in points], color=colours[i], linestyle=line)
+    finite = [value for points in runs.values() for _, value in points if np.isfinite(value)]
     style.numbers(axis)
-    if seen and min(seen) > 0 and max(seen) > 20 * min(seen):
+    if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
         style.log_axis(axis)
     axis.grid(axis="y")
     axis.set_ylabel(label)
@@ -106,16 +106,18 @@ def losses(runs: Mapping[str, Points], *, label: str = "training loss", height: 
 
 
 def _history(snapshots: Iterable[Snapshot]) -> History:
-    kept = History()
+    history = History()
     for snapshot in snapshots:
-        kept.append(snapshot)
-    if not len(kept):
+        history.append(snapshot)
+    if not len(history):
         raise UsageError("there is no sample to draw")
-    return kept
+    return history
 
 
 def _labels(histories: Iterable[History]) -> list[str]:
-    return style.common([[*{label: None for sample in each for label in style.labels(sample)}] for each in histories])
+    return style.common(
+        [[*{label: None for sample in history for label in style.labels(sample)}] for history in histories]
+    )
 
 
 def _positive(series: Floats) -> Floats:

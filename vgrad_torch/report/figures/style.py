@@ -1,4 +1,4 @@
-"""The common style: colours that the colour-blind can tell apart, quiet axes, names as plain text, file formats."""
+"""The style of all figures: colours that the colour-blind can tell apart, axes, legends, labels and file formats."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from vgrad_torch.records import Snapshot
 
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#b5478f", "#b98000", "#3c9fd8", "#7a66cf", "#6b6b6b")
-"""A colour for each run (after Okabe and Ito), those of the Gradient Flow tab."""
+"""A colour for each run (after Okabe and Ito), as in the Gradient Flow tab."""
 MARKS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 WEIGHT, ACTIVATION = "#0072b2", "#e69f00"
 ZERO, NONFINITE, MISSING = "#000000", "#d50032", "#ececec"
-"""Colours off every scale: exact zeros, NaN or infinity, not measured."""
+"""Colours that are on no scale: exact zeros, NaN or infinity, not measured."""
 TEXT, MUTED, GRID = "#212121", "#5f6368", "#e4e4e4"
 
 _RC: Any = {
@@ -43,7 +43,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Have a function draw in this style, whatever the user's own settings are, and leave those as they were."""
+    """A decorator: the function draws in this style, whatever the user's matplotlib settings, which stay unchanged."""
 
     @functools.wraps(draw)
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
@@ -56,12 +56,12 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def png(figure: Figure, dpi: float = 150) -> bytes:
-    """The picture in pixels, `dpi` to the inch."""
+    """The figure as PNG, `dpi` pixels to the inch."""
     return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def svg(figure: Figure) -> bytes:
-    """The picture in lines, letters among them, so that it needs no font; the same bytes for the same picture."""
+    """The figure as SVG. Letters are drawn as lines, so no font is needed. The same figure gives the same bytes."""
     return _saved(figure, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 
@@ -73,12 +73,12 @@ def _saved(figure: Figure, **how: Any) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure; width and height in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(count: int, height: float, *, width: float = 8.0, sharex: bool = True) -> tuple[Figure, list[Axes]]:
-    """Axes side by side on equal scales, for so many runs; more than five make a further row."""
+    """`count` axes side by side on equal scales; more than five are drawn in rows of four."""
     columns = count if count <= 5 else 4
     rows = -(-count // columns)
     figure = new_figure(width, height * rows)
@@ -90,7 +90,7 @@ def panels(count: int, height: float, *, width: float = 8.0, sharex: bool = True
 
 
 def layer_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Viridis from the first layer, dark, to the last, light."""
+    """Viridis colours from dark, the first layer, to light, the last."""
     return [colormaps["viridis"](0.92 * i / max(count - 1, 1)) for i in range(count)]
 
 
@@ -101,17 +101,17 @@ def _glyphs() -> frozenset[int]:
 
 
 def plain(name: str, most: int = 24) -> str:
-    """A name of any origin as it can be drawn: what the font lacks becomes `?`, of a long one the end is kept.
+    """A name as it can be drawn: letters that the font lacks become `?`, a long name keeps its end.
 
     >>> plain("encoder.layers.11.mlp.dense_in", 12), plain("tab" + chr(9))
     ('…lp.dense_in', 'tab?')
     """
-    known = "".join(c if c.isprintable() and ord(c) in _glyphs() else "?" for c in name)
-    return known if len(known) <= most else f"…{known[1 - most :]}"
+    drawable = "".join(c if c.isprintable() and ord(c) in _glyphs() else "?" for c in name)
+    return drawable if len(drawable) <= most else f"…{drawable[1 - most :]}"
 
 
 def titles(axes: Sequence[Axes], names: Iterable[str]) -> None:
-    """The runs' names above their axes, as far as there is room; a single run needs none."""
+    """Write the runs' names above their axes, shortened to fit; a single run needs none."""
     for axis, name in zip(axes, names, strict=True) if len(axes) > 1 else ():
         axis.set_title(plain(name, 76 // min(len(axes), 5)))
 
@@ -119,15 +119,15 @@ def titles(axes: Sequence[Axes], names: Iterable[str]) -> None:
 def legend(
     axis: Axes, names: Sequence[str], colours: Sequence[Any], marks: str = "", lines: Sequence[Any] = "-", **where: Any
 ) -> None:
-    """A legend of lines, of marks, or both; of more than twelve names those at even distances."""
+    """A legend of lines, marks or both. Of more than twelve names it shows some at equal distances."""
     stride = max(1, -(-(len(names) - 1) // 11))
     kept = [i for i in range(len(names)) if i % stride == 0]
     handles = [
         Line2D([], [], color=colours[i], marker=marks[i % len(marks)] if marks else "", linestyle=lines[i % len(lines)])
         for i in kept
     ]
-    made = axis.legend(handles, [" "] * len(kept), **where)  # a name that begins with _ would be left out
-    for text, i in zip(made.get_texts(), kept, strict=True):
+    result = axis.legend(handles, [" "] * len(kept), **where)  # a name that begins with _ would be left out
+    for text, i in zip(result.get_texts(), kept, strict=True):
         text.set_text(plain(names[i], 32))
 
 
@@ -137,31 +137,31 @@ def beside(axis: Axes, names: Sequence[str], colours: Sequence[Any], lines: Sequ
 
 
 def step_axis(axis: Axes, label: str = "step") -> None:
-    """Whole numbers along x."""
+    """An axis of whole numbers along x."""
     axis.set_xlabel(label)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def labels(snapshot: Snapshot) -> list[str]:
-    """The layers' names, in their order."""
+    """The layers' labels in forward order."""
     return [layer.label for layer in snapshot.layers]
 
 
-def common(every: Sequence[Sequence[str]]) -> list[str]:
-    """Names for an axis that several runs share: those of the longest, or numbers where others have other names.
+def common(names_by_run: Sequence[Sequence[str]]) -> list[str]:
+    """Names for an axis that several runs share: those of the deepest run, or numbers if the runs' names differ.
 
     >>> common([["fc1", "fc2"], ["fc1"]]), common([["fc1", "fc2"], ["head"]])
     (['fc1', 'fc2'], ['1', '2'])
     """
-    longest = max(every, key=len, default=[])
-    if all(list(names) == list(longest[: len(names)]) for names in every):
+    longest = max(names_by_run, key=len, default=[])
+    if all(list(names) == list(longest[: len(names)]) for names in names_by_run):
         return list(longest)
     return [str(number) for number in range(1, len(longest) + 1)]
 
 
 def layer_ticks(names: Sequence[str], most: int, letters: int = 14) -> tuple[list[int], list[str]]:
-    """Places and names of at most so many layers, the first and the last among them."""
+    """Places and names of at most `most` layers, with the first and the last."""
     if len(names) <= most:
         kept = list(range(len(names)))
     else:
@@ -170,18 +170,17 @@ def layer_ticks(names: Sequence[str], most: int, letters: int = 14) -> tuple[lis
 
 
 def layers_along_x(axis: Axes, names: Sequence[str]) -> None:
-    """Layers by name along x, first layer left; long names are turned."""
-    places, words = layer_ticks(names, 16)
-    turned = sum(map(len, words)) > 60
-    kwargs: dict[str, Any] = {"rotation": 40, "ha": "right"} if turned else {}
-    axis.set_xticks(places, words, **kwargs)
+    """Layers by name along x, the first on the left; long names are rotated."""
+    places, texts = layer_ticks(names, 16)
+    rotate = sum(map(len, texts)) > 60
+    kwargs: dict[str, Any] = {"rotation": 40, "ha": "right"} if rotate else {}
+    axis.set_xticks(places, texts, **kwargs)
     axis.set_xlim(-0.5, len(names) - 0.5)
 
 
 def layers_along_y(axis: Axes, names: Sequence[str], most: int = 16) -> None:
-    """Layers by name along y, first layer on top."""
-    places, words = layer_ticks(names, most, 20)
-    axis.set_yticks(places, words)
+    """Layers by name along y, the first on top."""
+    axis.set_yticks(*layer_ticks(names, most, 20))
     axis.set_ylim(len(names) - 0.5, -0.5)
 
 
@@ -189,7 +188,7 @@ _LOG_LEAST = 0.1
 
 
 def decades(axis: Any, low: float, high: float, most: int = 7) -> None:
-    """Ticks of an axis of log10 values at powers of ten, at most so many; on a short one at 2 and 5 times these."""
+    """Ticks of an axis of log10 values: at most `most` powers of ten; on a short axis also 2 and 5 times these."""
     first, last = math.ceil(low), math.floor(high)
     stride = next((n for n in (1, 2, 3, 5, 10, 20) if (last - first) / n < most), 40)
     multiples = (1, 2, 5) if high - low < 2 else (1,)
@@ -201,7 +200,7 @@ def decades(axis: Any, low: float, high: float, most: int = 7) -> None:
 
 
 def number(value: float, least: float = 1e-3) -> str:
-    """A tick's label, of at most three digits; what is smaller than `least` with its power of ten.
+    """A tick's label in at most three digits; a number smaller than `least` is written with its power of ten.
 
     >>> number(1e-7), number(1.0), number(0.05), number(-1.5e-4), number(2000.0)
     ('1e-7', '1', '0.05', '-1.5e-4', '2000')
@@ -213,24 +212,24 @@ def number(value: float, least: float = 1e-3) -> str:
 
 
 def numbers(axis: Axes, least: float = 1e-3) -> None:
-    """Labels along y as everywhere here, see `number`."""
+    """Write the labels along y with `number`."""
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y, least)))
 
 
 def log_axis(axis: Axes) -> None:
-    """A log axis along y, with labels like those of all others."""
+    """A log axis along y, labelled with `number`."""
     axis.set_yscale("log")
     axis.yaxis.set_minor_formatter(NullFormatter())
     numbers(axis, _LOG_LEAST)
 
 
 def span(values: Iterable[float], least: float = 1.0) -> tuple[float, float]:
-    """An axis' ends for log10 values, with some air; `least` decades wide.
+    """The ends of an axis for log10 values, with a margin, at least `least` decades apart.
 
     >>> span([-3.0, -1.0])
     (-3.12, -0.88)
     """
-    found = list(values)
-    low, high = (min(found), max(found)) if found else (-1.0, 0.0)
-    air = max(0.06 * (high - low), (least - (high - low)) / 2)
-    return low - air, high + air
+    known = list(values)
+    low, high = (min(known), max(known)) if known else (-1.0, 0.0)
+    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return low - margin, high + margin

@@ -1,1 +1,1 @@
-"""The TensorBoard side: what our data is called, and the Gradient Flow tab that shows it."""
+"""The Gradient Flow tab of TensorBoard: the server's part in Python, the page in static/."""

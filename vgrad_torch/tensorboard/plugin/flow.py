@@ -1,4 +1,4 @@
-"""What the Gradient Flow tab draws of one run: numbers per step and layer, thinned so that what is extreme stays."""
+"""The numbers of one run that the Gradient Flow tab draws, by step and layer, thinned so that extremes are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 BUCKETS = 480
-"""Columns of a flow map at most; a run of more steps is thinned to so many."""
+"""Largest number of columns of a flow map. A run of more steps is thinned to this number."""
 
 
 _READ = (
@@ -27,42 +27,42 @@ _READ = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The tensors of one tag put together: of each statistic that is read here its numbers [steps, layers]."""
+    """All tensors of one tag: for each statistic in `_READ` its numbers [steps, layers]."""
 
     layers: list[str]
     steps: Integers
     columns: Mapping[str, Array]
 
     def column(self, name: str) -> Array:
-        """One statistic [steps, layers]; NaN where the tag does not have it."""
+        """One statistic [steps, layers]; all NaN if the tag does not have it."""
         if name in self.columns:
             return self.columns[name]
         return np.full((len(self.steps), len(self.layers)), np.nan, np.float32)
 
-    def at(self, places: Integers) -> Table:
-        """These steps alone, by their places."""
-        return Table(self.layers, self.steps[places], {name: x[places] for name, x in self.columns.items()})
+    def at(self, indices: Integers) -> Table:
+        """The table of the steps at these indices only."""
+        return Table(self.layers, self.steps[indices], {name: x[indices] for name, x in self.columns.items()})
 
-    def place(self, step: int) -> int:
-        """Where the latest step at or before `step` is; the first, if there is none."""
+    def index(self, step: int) -> int:
+        """The index of the latest step at or before `step`; 0 if there is none."""
         return max(int(np.searchsorted(self.steps, step, side="right")) - 1, 0)
 
 
 def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> Table:
-    """One table of all (step, tensor), in the order of the steps; a ValueError says which tensor does not fit."""
+    """One table of all (step, tensor), sorted by step. A ValueError names a tensor that does not fit `axes`."""
     if not points:
         raise ValueError("it holds no sample yet")
     shape = (len(axes.layers), len(axes.statistics))
-    places = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
+    columns_read = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
     order = np.argsort([step for step, _ in points], kind="stable")
-    columns = np.empty((len(places), len(points), len(axes.layers)), np.float32)
-    for i, (step, tensor) in enumerate(points[place] for place in order):
+    columns = np.empty((len(columns_read), len(points), len(axes.layers)), np.float32)
+    for i, (step, tensor) in enumerate(points[index] for index in order):
         if tensor.shape != shape or tensor.dtype.kind != "f":
-            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
-            raise ValueError(f"the tensor of step {step} is {found}, not numbers of shape {list(shape)}")
-        columns[:, i] = tensor.T[list(places.values())]
-    steps = np.array([points[place][0] for place in order], np.int64)
-    return Table(axes.layers, steps, dict(zip(places, columns, strict=True)))
+            actual = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            raise ValueError(f"the tensor of step {step} is {actual}, not numbers of shape {list(shape)}")
+        columns[:, i] = tensor.T[list(columns_read.values())]
+    steps = np.array([points[index][0] for index in order], np.int64)
+    return Table(axes.layers, steps, dict(zip(columns_read, columns, strict=True)))
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------
@@ -70,24 +70,25 @@ def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> 
 
 def _rms(tensor: str) -> Callable[[Table], Array]:
     def values(table: Table) -> Array:
-        return _marked(table.column(f"{tensor}_rms"), table.column(f"{tensor}_nonfinite") > 0)
+        return _with_nonfinite(table.column(f"{tensor}_rms"), table.column(f"{tensor}_nonfinite") > 0)
 
     return values
 
 
 def _update_ratio(table: Table) -> Array:
-    """Undefined where the weight is zero; infinite where NaN or infinity stood in the weight or in its gradient."""
+    """NaN where the weight is zero; infinity where the weight or its gradient holds NaN or infinity."""
     weight, update = table.column("weight_rms").astype(np.float64), table.column("update_rms")
     ratio = np.divide(update, weight, out=np.full(weight.shape, np.nan), where=weight != 0)
     bad_gradient = table.column("weight_gradient_nonfinite") > 0
-    return _marked(ratio, (table.column("weight_nonfinite") > 0) | (bad_gradient & ~np.isfinite(ratio)))
+    return _with_nonfinite(ratio, (table.column("weight_nonfinite") > 0) | (bad_gradient & ~np.isfinite(ratio)))
 
 
 def _zero_fraction(table: Table) -> Array:
     return table.column("weight_gradient_zero_fraction")
 
 
-def _marked(values: npt.NDArray[np.floating], nonfinite: npt.NDArray[np.bool_]) -> Array:
+def _with_nonfinite(values: npt.NDArray[np.floating], nonfinite: npt.NDArray[np.bool_]) -> Array:
+    """The values as float32, infinity where `nonfinite`."""
     with np.errstate(over="ignore"):
         return np.where(nonfinite, np.inf, values).astype(np.float32)
 
@@ -100,42 +101,45 @@ QUANTITIES: Mapping[str, Callable[[Table], Array]] = {
     "update_ratio": _update_ratio,
     "zero_fraction": _zero_fraction,
 }
-"""What can be shown -> its values [steps, layers]: 0 exact zeros, infinity NaN or infinities, NaN not measured."""
+"""Quantity -> its values [steps, layers]: 0 for exact zeros, infinity for NaN or infinity, NaN for not measured."""
 
-_OF_A_PROFILE = {**QUANTITIES, "input_gradient": _rms("input_gradient")}
+_PROFILE_QUANTITIES = {**QUANTITIES, "input_gradient": _rms("input_gradient")}
 
 
 # --- thinning ------------------------------------------------------------------------------------------------------
 
 
-def edges(count: int, most: int = BUCKETS) -> Integers:
-    """Where the buckets of `count` steps begin, and the end; the first and the last step have one for themselves.
+def edges(count: int, limit: int = BUCKETS) -> Integers:
+    """Where each bucket of `count` steps begins, and the end. The first and the last step each have their own bucket.
 
     >>> edges(3, 5).tolist(), edges(100, 5).tolist()
     ([0, 1, 2, 3], [0, 1, 34, 66, 99, 100])
     """
-    if count <= most:
+    if count <= limit:
         return np.arange(count + 1)
-    inner = np.linspace(1, count - 1, most - 1).round().astype(np.int64)
+    inner = np.linspace(1, count - 1, limit - 1).round().astype(np.int64)
     return np.concatenate([[0], inner, [count]])
 
 
-def _telling(values: Mapping[str, Array], starts: Integers) -> Integers:
-    """A step of each bucket that stands for it: the first of those with most non-finite, then most zero layers."""
+def _representatives(values: Mapping[str, Array], starts: Integers) -> Integers:
+    """One step for each bucket: the first of those with the most non-finite and, among these, the most zero layers."""
     zeros = (values["weight_gradient"] == 0).sum(axis=1)
-    nonfinite = sum(np.isinf(each).sum(axis=1) for each in values.values())
+    nonfinite = sum(np.isinf(quantity).sum(axis=1) for quantity in values.values())
     score = nonfinite * (values["weight_gradient"].shape[1] + 1) + zeros
-    return np.array([a + score[a:b].argmax() for a, b in pairwise([*starts, len(score)])], np.int64)
+    return np.array([start + score[start:end].argmax() for start, end in pairwise([*starts, len(score)])], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A run as the tab needs it.
+    """A run as the tab needs it. A run of up to `BUCKETS` steps is complete; of a longer one the extremes are kept.
 
-    `starts` is the first step of each bucket, `lows` and `highs` hold the smallest and the largest value of each
-    quantity in it [layers, buckets], and `profiles` one whole step of each bucket. Of a run of up to `BUCKETS` steps
-    that is every number there is. `samples` counts the steps that were read, `thinned` says whether TensorBoard held
-    back others.
+    Attributes:
+        starts: the first step of each bucket.
+        lows: the smallest value of each quantity in each bucket [layers, buckets].
+        highs: the largest value likewise.
+        profiles: all numbers of one step of each bucket.
+        samples: number of steps that were read.
+        thinned: whether TensorBoard dropped other steps.
     """
 
     starts: Integers
@@ -146,22 +150,22 @@ class Flow:
     thinned: bool
 
     def profile(self, step: int) -> tuple[int, dict[str, Array]]:
-        """The latest step kept at or before `step` (or else the first), and its quantities, one value a layer."""
-        place = self.profiles.place(step)
-        return int(self.profiles.steps[place]), at_step(self.profiles, place)
+        """The latest step kept at or before `step` (if none, the first), and its quantities, one value a layer."""
+        index = self.profiles.index(step)
+        return int(self.profiles.steps[index]), at_step(self.profiles, index)
 
 
-def at_step(table: Table, place: int) -> dict[str, Array]:
+def at_step(table: Table, index: int) -> dict[str, Array]:
     """All quantities of one step, one value a layer."""
-    one = table.at(np.array([place]))
-    return {name: values(one)[0] for name, values in _OF_A_PROFILE.items()}
+    step = table.at(np.array([index]))
+    return {name: values(step)[0] for name, values in _PROFILE_QUANTITIES.items()}
 
 
 def thin(table: Table, *, thinned: bool = False) -> Flow:
-    """Sort the steps into buckets of which the extremes are kept, zeros, NaN and infinities among them."""
+    """Sort the steps into buckets and keep the extremes of each, including zeros, NaN and infinities."""
     starts = edges(len(table.steps))[:-1]
-    every = {name: values(table) for name, values in QUANTITIES.items()}
-    lows = {name: np.fmin.reduceat(values, starts, axis=0).T for name, values in every.items()}
-    highs = {name: np.fmax.reduceat(values, starts, axis=0).T for name, values in every.items()}
-    profiles = table.at(_telling(every, starts))
+    values = {name: quantity(table) for name, quantity in QUANTITIES.items()}
+    lows = {name: np.fmin.reduceat(x, starts, axis=0).T for name, x in values.items()}
+    highs = {name: np.fmax.reduceat(x, starts, axis=0).T for name, x in values.items()}
+    profiles = table.at(_representatives(values, starts))
     return Flow(table.steps[starts], lows, highs, profiles, len(table.steps), thinned)

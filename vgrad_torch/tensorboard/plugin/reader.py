@@ -1,4 +1,4 @@
-"""Our data as TensorBoard's data server holds them: which series there are, and each as a `Flow`, kept while new."""
+"""Reads the runs from TensorBoard's data server: the list of series, and each one as a `Flow`, which is cached."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from vgrad_torch.tensorboard.plugin import flow
+from vgrad_torch.tensorboard.summary import decode_text
 from vgrad_torch.tensorboard.tags import FIRST_NONFINITE, PLUGIN_NAME, THEORY, VERDICT, Axes, decode_axes
 
 NOTES = (VERDICT, FIRST_NONFINITE)
-"""Texts of a run that are shown beside its name."""
+"""Tags of the texts that are shown below a run's name."""
 
 PREVIEW = 200
-"""Samples of a first look; a run that has no more of them is complete at once."""
+"""Samples of a preview; a run with fewer is complete at once."""
 
 MESSAGE = 200 << 20
-"""Bytes to read at once; TensorBoard's own limit for a message from its data server is 256 MiB."""
+"""Largest number of bytes read at once; TensorBoard allows 256 MiB for a message from its data server."""
 
-_CACHED = 32  # flows; one of 200 layers and 10,000 steps takes 13 MB
+_CACHE_SIZE = 32  # number of flows; a flow of 200 layers and 10,000 steps takes 13 MB
 
 
 class Refused(errors.PublicError):  # type: ignore[misc]
-    """What is asked for cannot be shown; the message is one sentence."""
+    """The request cannot be answered; the message is one sentence."""
 
     http_code = 400
 
 
-class Place(NamedTuple):
-    """Where a series is: what TensorBoard tells each request, the run and the tag."""
+class Query(NamedTuple):
+    """What a request asks for: its context, experiment, run and tag."""
 
     context: Any
     experiment: str
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One tag of one run. `stamp` changes when there are more data; `problem` says why it cannot be read, if so."""
+    """One tag of one run. `stamp` changes when data are added; `problem` says why it cannot be read, or is empty."""
 
     run: str
     tag: str
@@ -53,7 +54,7 @@ class Series:
 
 
 class Reader:
-    """Reads through TensorBoard's data provider; `limit` is how many samples of a tag that keeps (0 is all)."""
+    """Reads through TensorBoard's data provider, which keeps `limit` samples of a tag (0: all)."""
 
     def __init__(self, data_provider: Any, limit: int | None) -> None:
         self.limit = limit
@@ -61,83 +62,84 @@ class Reader:
         self._reading = threading.Lock()  # one large run in memory at a time
         self._cache: dict[Any, tuple[str, flow.Flow]] = {}
 
-    def series(self, place: Place) -> list[Series]:
-        """All series, without the theory's."""
-        return [series for series in self._list(place) if not series.tag.startswith(THEORY)]
+    def series(self, query: Query) -> list[Series]:
+        """All series but those of the theory."""
+        return [series for series in self._list(query) if not series.tag.startswith(THEORY)]
 
-    def read(self, place: Place, *, preview: bool = False) -> tuple[flow.Flow, bool]:
-        """A series' flow, and whether it was made from all samples: for a `preview` a few may have to do."""
-        series = next((s for s in self._list(place) if (s.run, s.tag) == place[2:]), None)
+    def read(self, query: Query, *, preview: bool = False) -> tuple[flow.Flow, bool]:
+        """A series' flow, and whether it has all samples; a `preview` may have a few only."""
+        series = next((s for s in self._list(query) if (s.run, s.tag) == query[2:]), None)
         if series is None:
             raise errors.NotFoundError("there is no such run, or it holds no such tag")
-        known = self._known(place, series, preview)
-        if known is None:
-            with self._reading:  # what was asked for twice is read once
-                known = self._known(place, series, preview) or self._fresh(place, series, preview)
-                self._keep(place, series, *known)
-        return known
+        cached = self._cached(query, series, preview)
+        if cached is None:
+            with self._reading:  # two requests for the same series read it once
+                cached = self._cached(query, series, preview) or self._load(query, series, preview)
+                self._store(query, series, *cached)
+        return cached
 
-    def _known(self, place: Place, series: Series, preview: bool) -> tuple[flow.Flow, bool] | None:
+    def _cached(self, query: Query, series: Series, preview: bool) -> tuple[flow.Flow, bool] | None:
         for complete in (True, False) if preview else (True,):
-            stamp, found = self._cache.get((place[1:], complete), ("", None))
-            if found is not None and stamp == series.stamp:
-                return found, complete
+            stamp, cached = self._cache.get((query[1:], complete), ("", None))
+            if cached is not None and stamp == series.stamp:
+                return cached, complete
         return None
 
-    def _keep(self, place: Place, series: Series, found: flow.Flow, complete: bool) -> None:
+    def _store(self, query: Query, series: Series, loaded: flow.Flow, complete: bool) -> None:
         for outdated in (complete, False):
-            self._cache.pop((place[1:], outdated), None)
-        self._cache[place[1:], complete] = series.stamp, found
-        while len(self._cache) > _CACHED:
+            self._cache.pop((query[1:], outdated), None)
+        self._cache[query[1:], complete] = series.stamp, loaded
+        while len(self._cache) > _CACHE_SIZE:
             del self._cache[next(iter(self._cache))]
 
-    def theory(self, place: Place, layers: list[str], step: int) -> dict[str, flow.Array]:
-        """What theory says of these very layers, at the latest step at or before this one; {} where it says nothing."""
-        for series in self._list(place._replace(tag="")):
+    def theory(self, query: Query, layers: list[str], step: int) -> dict[str, flow.Array]:
+        """The theory's values for exactly these layers at the latest step at or before `step`; {} if there are none."""
+        for series in self._list(query._replace(tag="")):
             if series.tag.startswith(THEORY) and series.axes.layers == layers:
-                table = flow.stack(series.axes, self._tensors(place._replace(tag=series.tag), PREVIEW))
-                lines = flow.at_step(table, table.place(step))
+                table = flow.stack(series.axes, self._tensors(query._replace(tag=series.tag), PREVIEW))
+                lines = flow.at_step(table, table.index(step))
                 return {name: line for name, line in lines.items() if not np.isnan(line).all()}
         return {}
 
-    def notes(self, place: Place) -> dict[str, dict[str, str]]:
-        """The newest of each text in `NOTES`, by run; plain, its Markdown not rendered."""
+    def notes(self, query: Query) -> dict[str, dict[str, str]]:
+        """The newest text of each tag in `NOTES`, by run, as Markdown that is not rendered."""
         data = self._data.read_tensors(
-            place.context, experiment_id=place.experiment, plugin_name="text", downsample=1,
+            query.context, experiment_id=query.experiment, plugin_name="text", downsample=1,
             run_tag_filter=provider.RunTagFilter(tags=NOTES),
         )  # fmt: skip
         return {
-            run: {tag: _text(points[-1].numpy) for tag, points in tags.items() if points} for run, tags in data.items()
+            run: {tag: decode_text(points[-1].numpy) for tag, points in tags.items() if points}
+            for run, tags in data.items()
         }
 
-    def _fresh(self, place: Place, series: Series, preview: bool) -> tuple[flow.Flow, bool]:
+    def _load(self, query: Query, series: Series, preview: bool) -> tuple[flow.Flow, bool]:
         if series.problem:
             raise Refused(series.problem)
         most = MESSAGE // (4 * len(series.axes.layers) * len(series.axes.statistics) + 64)
         try:
-            table = flow.stack(series.axes, self._tensors(place, min(PREVIEW, most) if preview else most))
+            table = flow.stack(series.axes, self._tensors(query, min(PREVIEW, most) if preview else most))
         except ValueError as error:
             raise Refused(f"this run cannot be shown: {error}") from error
         complete = not preview or len(table.steps) < PREVIEW
         return flow.thin(table, thinned=complete and len(table.steps) in (self.limit, most)), complete
 
-    def _list(self, place: Place) -> list[Series]:
-        """The series of the place's run and tag, or of all runs or all tags where that is empty."""
+    def _list(self, query: Query) -> list[Series]:
+        """The series of the query's run and tag. An empty run or tag stands for all of them."""
         listed: Mapping[str, Mapping[str, Any]] = self._data.list_tensors(
-            place.context, experiment_id=place.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=_filter(place)
+            query.context, experiment_id=query.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=_filter(query)
         )
         return [_series(run, tag, listed[run][tag]) for run in sorted(listed) for tag in sorted(listed[run])]
 
-    def _tensors(self, place: Place, most: int) -> list[tuple[int, Any]]:
+    def _tensors(self, query: Query, most: int) -> list[tuple[int, Any]]:
         data = self._data.read_tensors(
-            place.context, experiment_id=place.experiment, plugin_name=PLUGIN_NAME, downsample=most,
-            run_tag_filter=_filter(place),
+            query.context, experiment_id=query.experiment, plugin_name=PLUGIN_NAME, downsample=most,
+            run_tag_filter=_filter(query),
         )  # fmt: skip
-        return [(point.step, point.numpy) for point in data.get(place.run, {}).get(place.tag, [])]
+        return [(point.step, point.numpy) for point in data.get(query.run, {}).get(query.tag, [])]
 
 
-def _filter(place: Place) -> Any:
-    return provider.RunTagFilter(runs=[place.run] if place.run else None, tags=[place.tag] if place.tag else None)
+def _filter(query: Query) -> Any:
+    return provider.RunTagFilter(runs=[query.run] if query.run else None, tags=[query.tag] if query.tag else None)
 
 
 def _series(run: str, tag: str, listed: Any) -> Series:
@@ -148,9 +150,10 @@ def _series(run: str, tag: str, listed: Any) -> Series:
         problem = f"it lacks {error}"
     except (ValueError, TypeError) as error:
         problem = str(error)
-    return Series(run, tag, Axes([], []), stamp, f"this run cannot be shown: its description is not ours ({problem})")
-
-
-def _text(value: Any) -> str:
-    first = np.asarray(value).ravel()[:1].tolist()
-    return "".join(part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in first)
+    return Series(
+        run,
+        tag,
+        Axes([], []),
+        stamp,
+        f"this run cannot be shown: its description was not written by vgrad_torch ({problem})",
+    )

@@ -1,4 +1,4 @@
-"""The back end of the Gradient Flow tab: what its page asks for, and what it is answered."""
+"""The server of the Gradient Flow tab: the page's files, and the answers to its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from vgrad_torch.tensorboard.plugin import flow
-from vgrad_torch.tensorboard.plugin.reader import Place, Reader, Refused
+from vgrad_torch.tensorboard.plugin.reader import Query, Reader, Refused
 from vgrad_torch.tensorboard.plugin.waterfall import waterfall_view
 from vgrad_torch.tensorboard.tags import PLUGIN_NAME, layer_label
 
@@ -27,11 +27,11 @@ STATIC = {
     "data.js": "text/javascript",
     "style.css": "text/css",
 }
-"""The files of the page; no other is ever read."""
+"""The files of the page; no other file is ever read."""
 
 
 class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
-    """The tab; it is shown as soon as a run has data of ours."""
+    """The tab, which TensorBoard shows as soon as a run has a gradient_flow tag."""
 
     plugin_name = PLUGIN_NAME
 
@@ -40,15 +40,15 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         self._static = static
 
     def is_active(self) -> bool:
-        """TensorBoard itself finds out whether a tag names this plugin."""
+        """Always False: TensorBoard itself looks for tags of this plugin."""
         return False
 
     def frontend_metadata(self) -> Any:
-        """What the tab is called and where its page begins."""
+        """The tab's name and the file its page starts with."""
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Gradient Flow")
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        """Route -> what answers it."""
+        """Route -> the application that answers it."""
         files = {f"/{name}": _app(self._file(name)) for name in STATIC}
         return {**files, "/runs": _app(self._runs), "/flow": _app(self._flow), "/profile": _app(self._profile)}
 
@@ -56,7 +56,7 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         def answer(request: Any) -> Any:
             missing = [file for file in STATIC if not (self._static / file).is_file()]
             if missing and name == "index.js":
-                return http_util.Respond(request, _apology(missing), STATIC[name])
+                return http_util.Respond(request, _incomplete_page(missing), STATIC[name])
             if name in missing:
                 raise errors.NotFoundError(name)
             return http_util.Respond(request, (self._static / name).read_bytes(), STATIC[name])
@@ -64,48 +64,48 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         return answer
 
     def _runs(self, request: Any) -> Any:
-        """All series with their layers, or what is wrong with them, and each run's notes."""
-        place = _place(request)
-        notes = self._reader.notes(place)
+        """All series with their layers or their problem, and the notes of their runs."""
+        query = _query(request)
+        notes = self._reader.notes(query)
         series = [
             {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "names": [*map(layer_label, s.axes.layers)],
              "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {})}
-            for s in self._reader.series(place)
+            for s in self._reader.series(query)
         ]  # fmt: skip
         return http_util.Respond(request, {"series": series}, "application/json")
 
     def _flow(self, request: Any) -> Any:
-        """One quantity of one series: its buckets' first steps, and the least and largest values [layers, buckets]."""
+        """One quantity of one series: first step, smallest and largest values of each bucket [layers, buckets]."""
         quantity = request.args.get("quantity")
         if quantity not in flow.QUANTITIES:
             raise Refused(f"quantity must be one of {', '.join(flow.QUANTITIES)}")
-        found, complete = self._reader.read(_place(request), preview="preview" in request.args)
+        run, complete = self._reader.read(_query(request), preview="preview" in request.args)
         head = {
-            "starts": found.starts.tolist(), "steps": found.profiles.steps.tolist(), "samples": found.samples,
-            "thinned": found.thinned, "complete": complete,
+            "starts": run.starts.tolist(), "steps": run.profiles.steps.tolist(), "samples": run.samples,
+            "thinned": run.thinned, "complete": complete,
         }  # fmt: skip
-        return _binary(request, head, {"low": found.lows[quantity], "high": found.highs[quantity]})
+        return _binary(request, head, {"low": run.lows[quantity], "high": run.highs[quantity]})
 
     def _profile(self, request: Any) -> Any:
-        """All quantities at one step of one series, one value a layer; the theory's too, where the run has them."""
+        """One step of one series: all quantities, one value a layer, those of the theory too, and the waterfall."""
         step = request.args.get("step", type=int)
         if step is None:
             raise Refused("step must be a whole number")
-        place = _place(request)
-        found, _ = self._reader.read(place, preview="preview" in request.args)
-        shown, values = found.profile(step)
+        query = _query(request)
+        run, _ = self._reader.read(query, preview="preview" in request.args)
+        shown, values = run.profile(step)
         try:
-            theory, problem = self._reader.theory(place, found.profiles.layers, shown), ""
+            theory, problem = self._reader.theory(query, run.profiles.layers, shown), ""
         except ValueError as error:
-            theory, problem = {}, f"the theory's line is left out: {error}"
-        named = {f"theory.{name}": line for name, line in theory.items()}
+            theory, problem = {}, f"The line of the theory is left out: {error}."
+        predicted = {f"theory.{name}": line for name, line in theory.items()}
         gradients = [values[name].tolist() for name in ("output_gradient", "input_gradient")]
-        waterfall = waterfall_view(found.profiles.layers, *gradients)
-        return _binary(request, {"step": shown, "problem": problem, "waterfall": waterfall}, {**values, **named})
+        waterfall = waterfall_view(run.profiles.layers, *gradients)
+        return _binary(request, {"step": shown, "problem": problem, "waterfall": waterfall}, {**values, **predicted})
 
 
 def _app(answer: Callable[[Any], Any]) -> Any:
-    """A WSGI application; what the data do not allow is said in one line, with the status of the error."""
+    """A WSGI application. An error of the request or the data is answered with one line and the error's status."""
 
     @wrappers.Request.application
     def application(request: Any) -> Any:
@@ -117,15 +117,15 @@ def _app(answer: Callable[[Any], Any]) -> Any:
     return application
 
 
-def _place(request: Any) -> Place:
+def _query(request: Any) -> Query:
     experiment = request.environ.get(experiment_id.WSGI_ENVIRON_KEY, "")
-    return Place(
+    return Query(
         context.from_environ(request.environ), experiment, request.args.get("run", ""), request.args.get("tag", "")
     )
 
 
 def _binary(request: Any, head: Mapping[str, Any], arrays: Mapping[str, flow.Array]) -> Any:
-    """Little-endian: the head's length, the head as JSON padded to 4 bytes, then the arrays as float32."""
+    """An answer in binary, little-endian: the head's length, the head as JSON padded to 4 bytes, the float32 arrays."""
     shapes = [[name, *array.shape] for name, array in arrays.items()]
     text = json.dumps({**head, "arrays": shapes}).encode()
     text += b" " * (-len(text) % 4)
@@ -133,6 +133,6 @@ def _binary(request: Any, head: Mapping[str, Any], arrays: Mapping[str, flow.Arr
     return http_util.Respond(request, b"".join(content), "application/octet-stream")
 
 
-def _apology(missing: list[str]) -> str:
-    words = f"The Gradient Flow tab is incomplete: {', '.join(missing)} is missing. Install vgrad-torch again."
-    return f"export function render() {{ document.body.textContent = {json.dumps(words)}; }}"
+def _incomplete_page(missing: list[str]) -> str:
+    message = f"The Gradient Flow tab is incomplete: {', '.join(missing)} is missing. Install vgrad-torch again."
+    return f"export function render() {{ document.body.textContent = {json.dumps(message)}; }}"

@@ -26,7 +26,7 @@ _NAMES = {"weight": "weights", "activation": "activations", UNSPLIT: "not split"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One factor on the gradient's way from layer `start` to layer `end`, by their places in forward order.
+    """One factor on the gradient's way from layer `start` to layer `end`, by their indices in forward order.
 
     They are equal for a weight. The gradient is `before` and `after` the factor, relative to that at the last layer.
     """
@@ -47,13 +47,13 @@ def waterfall_view(
     tags and the RMS of their gradients: infinity where there is NaN or infinity, NaN where nothing was measured.
     """
     snapshots = _snapshots(layers, output_gradients, input_gradients)
-    measured = [place for place, layer in enumerate(snapshots) if layer.output_gradient]
-    path = list(takewhile(lambda place: 0 < output_gradients[place] < math.inf, reversed(measured)))
+    measured = [index for index, layer in enumerate(snapshots) if layer.output_gradient]
+    path = list(takewhile(lambda index: 0 < output_gradients[index] < math.inf, reversed(measured)))
     bars = list(_bars(snapshots, path))
     return {
         "text": _text(snapshots, measured, path, [bar.factor for bar in bars]),
         "bars": [_drawn(bar, snapshots) for bar in bars],
-        "levels": [[place, _rounded(output_gradients[place] / output_gradients[path[0]])] for place in path],
+        "levels": [[index, _rounded(output_gradients[index] / output_gradients[path[0]])] for index in path],
     }
 
 
@@ -67,11 +67,11 @@ def _snapshots(
 
     bare = [
         LayerSnapshot(
-            place, tags.layer_label(tag), "", "",
+            index, tags.layer_label(tag), "", "",
             output_gradient=None if math.isnan(output) else stats(output),
             input_gradient=stats(input_) if 0 < input_ < math.inf else None,
         )
-        for place, (tag, output, input_) in enumerate(zip(layers, output_gradients, input_gradients, strict=True))
+        for index, (tag, output, input_) in enumerate(zip(layers, output_gradients, input_gradients, strict=True))
     ]  # fmt: skip
     return list(with_activation_gains(bare))
 
@@ -89,16 +89,16 @@ def _bars(snapshots: Sequence[LayerSnapshot], path: Sequence[int]) -> Iterator[B
 
 def _drawn(bar: Bar, snapshots: Sequence[LayerSnapshot]) -> dict[str, Any]:
     """A bar with its number and the words shown when the mouse is over it."""
-    above, below = (called(snapshots[place].label) for place in (bar.start, bar.end))
+    above, below = (called(snapshots[index].label) for index in (bar.start, bar.end))
     number = f"{TIMES}{_number(math.log10(bar.factor.gain))}"
-    words = {
+    what = {
         "weight": f"weights of {above}",
         "activation": f"activation between {below} and {above}",
         UNSPLIT: f"weights and activations between {below} and {above} together",
     }[bar.factor.kind]
     ends = {"before": _rounded(bar.before), "after": _rounded(bar.after)}
-    places = {"start": bar.start, "end": bar.end}
-    return {"kind": bar.factor.kind, **places, **ends, "number": number, "tip": f"{words}: {number}"}
+    layers = {"start": bar.start, "end": bar.end}
+    return {"kind": bar.factor.kind, **layers, **ends, "number": number, "tip": f"{what}: {number}"}
 
 
 # --- sentences -----------------------------------------------------------------------------------------------------

@@ -74,10 +74,10 @@ function waterfallSection(page) {
         h('p', { class: 'muted' },
           'How each layer changes the gradient on its way from the last layer (right) to the first (left). ' +
           'Log axis; 1 is the output gradient of the last layer.')),
-      h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activation'), key('unsplit', 'not split'))),
+      h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activations'), key('unsplit', 'not split'))),
     page.waterfalls,
     h('p', { class: 'muted' },
-      'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activation: RMS of a layer’s output ' +
+      'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activations: RMS of a layer’s output ' +
       'gradient over RMS of the next layer’s input gradient. Not split: both together, where an input gradient is missing. ' +
       'Shares are shares of the logarithm. In a model with branches or residual connections, a factor also includes the ' +
       'gradient that arrives on other paths, so it does not show the effect of one layer alone.'));

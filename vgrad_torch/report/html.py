@@ -1,4 +1,4 @@
-"""A report as one HTML file that can be sent to a colleague: pictures inside, no script, nothing to be fetched."""
+"""A report or comparison as one HTML file with its figures inside. It has no script and loads nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.files import write_whole
 from vgrad_torch.records import Snapshot
 from vgrad_torch.report import figures
-from vgrad_torch.report.comparison import PLACES, RUN_HEAD, Comparison, shown_value
+from vgrad_torch.report.comparison import FOLDER_SETTINGS, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.report.figures.style import svg
 from vgrad_torch.report.report import HEAD, Report, cells
 from vgrad_torch.verdict.rules import ALARMS
@@ -23,7 +23,7 @@ from vgrad_torch.verdict.rules import ALARMS
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture to be drawn: its title, what to look at in it, and how it is drawn."""
+    """A figure of the page: its title, a caption that says what to look at, and the function that draws it."""
 
     title: str
     caption: str
@@ -31,98 +31,103 @@ class Picture:
 
 
 _MAP = (
-    "Each column is a sample, each row a layer, the first on top; dark is small. The gradient comes in at the bottom "
-    "row, the last layer, and passes on upwards: where rows get darker and darker, it dies on its way."
+    "Each column is a sample and each row a layer, the first one on top. Dark colours are small values. The gradient "
+    "starts at the last layer, in the bottom row, and passes upwards. Rows that get darker towards the top show a "
+    "vanishing gradient."
 )
 _PROFILE = (
-    "The same at single steps: a straight fall to the left is a gradient that loses the same factor at every layer."
+    "The same values at single steps. A straight line that falls to the left is a gradient that loses the same factor "
+    "at every layer."
 )
 _WATERFALL = (
-    "By which factor each layer's weight and each activation multiplies the gradient at the newest sample, from the "
-    "last layer on top to the first. The longest bars to the left are what weakens it. Around branches, residual "
-    "connections say, a gradient comes by other ways too; then the bars do not add up to what arrives."
+    "The factor by which each layer's weight and each activation multiplies the gradient at the newest sample, from "
+    "the last layer (top) to the first. The longest bars to the left weaken the gradient most. In a model with "
+    "branches or residual connections the gradient also arrives on other paths. Then the bars do not add up to the "
+    "measured value, which is written below them."
 )
 _RIDGES = (
-    "How the magnitudes of the gradient's entries are distributed in each layer. Healthy layers stand above each other."
+    "How the magnitudes of the gradient's entries are distributed in each layer. In a healthy network the ridges of "
+    "all layers are at similar magnitudes."
 )
 _GRADIENTS = "Mean and standard deviation of each layer's weight gradient, and the loss, over the steps."
-_WEIGHTS = "Mean and standard deviation of each layer's weights: a layer that does not learn does not move."
+_WEIGHTS = "Mean and standard deviation of each layer's weights. The lines of a layer that does not learn are flat."
 
 
-def write(found: Report | Comparison, out: Path) -> None:
-    """Draw it and write the file; a `UsageError` says why that cannot be done."""
-    html = report_page(found) if isinstance(found, Report) else comparison_page(found)
+def write(result: Report | Comparison, out: Path) -> None:
+    """Write the page into the file `out`; a `UsageError` says why it cannot be written."""
+    html = report_page(result) if isinstance(result, Report) else comparison_page(result)
     try:
         write_whole(out, html.encode(errors="replace"))
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}; choose another file with --out") from None
 
 
-def report_page(found: Report) -> str:
+def report_page(report: Report) -> str:
     """The page of one run."""
     sections = [
-        _head(found.run.name, found.summary()),
-        _verdict(found),
-        *_figures(_pictures(found)),
-        _section("Layers", _table(HEAD, map(cells, found.rows))),
-        _settings(found),
+        _head(report.run.name, report.summary()),
+        _verdict(report),
+        *_figures(_pictures(report)),
+        _section("Layers", _table(HEAD, map(cells, report.rows))),
+        _settings(report),
     ]
-    return _page(found.run.name, sections)
+    return _page(report.run.name, sections)
 
 
-def comparison_page(found: Comparison) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """The page of several runs, on equal axes."""
-    rows = [(key, *values) for key, values in found.settings().items()]
-    settings = _table(("setting", *found.reports), rows) if rows else '<p class="quiet">None that is known.</p>'
+    rows = [(key, *values) for key, values in comparison.settings().items()]
+    table = _table(("setting", *comparison.reports), rows)
+    settings = table if rows else '<p class="quiet">No known setting differs.</p>'
     sections = [
-        _head("Comparison", f"{len(found.reports)} runs side by side; gradients are those of the newest sample."),
-        _table(RUN_HEAD, found.rows()),
+        _head("Comparison", f"{len(comparison.reports)} runs. The gradients are those of the newest sample."),
+        _table(RUN_HEAD, comparison.rows()),
         _section("Settings that differ", settings),
-        *_figures(_pictures_of_several(found.reports)),
-        *(_section(name, _verdict(each)) for name, each in found.reports.items()),
+        *_figures(_comparison_pictures(comparison.reports)),
+        *(_section(name, _verdict(report)) for name, report in comparison.reports.items()),
     ]
     return _page("Comparison", sections)
 
 
-def _pictures(found: Report) -> Iterator[Picture]:
-    history = found.run.history
+def _pictures(report: Report) -> Iterator[Picture]:
+    history = report.run.history
     first, last = history[0], history[-1]
     ends = {f"step {s.step:,}": s for s in ((first, last) if first is not last else (last,))}
-    tag, losses = found.run.losses()
-    yield Picture("The gradient's way down", _MAP, lambda: figures.flow_map({"": history}))
+    tag, losses = report.run.losses()
+    yield Picture("Gradient by layer and step", _MAP, lambda: figures.flow_map({"": history}))
     yield Picture("Depth profile", _PROFILE, lambda: figures.depth_profile(ends))
-    yield Picture("Who weakens it", _WATERFALL, lambda: figures.waterfalls({"": last}))
-    seen = {f"step {s.step:,}": s for s in _with_histograms(history)}
-    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(seen))
+    yield Picture("Factors of weights and activations", _WATERFALL, lambda: figures.waterfalls({"": last}))
+    with_histograms = {f"step {s.step:,}": s for s in _with_histograms(history)}
+    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(with_histograms))
     yield Picture(
         "Gradients over the steps", _GRADIENTS, lambda: figures.gradients({"": history}, {"": losses}, loss=tag)
     )
     yield Picture("Weights over the steps", _WEIGHTS, lambda: figures.weights({"": history}))
 
 
-def _pictures_of_several(reports: Mapping[str, Report]) -> Iterator[Picture]:
-    histories = {name: each.run.history for name, each in reports.items()}
+def _comparison_pictures(reports: Mapping[str, Report]) -> Iterator[Picture]:
+    histories = {name: report.run.history for name, report in reports.items()}
     first = {name: history[0] for name, history in histories.items()}
     last = {name: history[-1] for name, history in histories.items()}
-    losses = {name: each.run.losses()[1] for name, each in reports.items()}
-    yield Picture("The gradient's way down", _MAP, lambda: figures.flow_map(histories))
+    losses = {name: report.run.losses()[1] for name, report in reports.items()}
+    yield Picture("Gradient by layer and step", _MAP, lambda: figures.flow_map(histories))
     yield Picture("Depth profile of the first sample", _PROFILE, lambda: figures.depth_profile(first))
     yield Picture("Depth profile of the newest sample", _PROFILE, lambda: figures.depth_profile(last))
-    yield Picture("Who weakens it", _WATERFALL, lambda: figures.waterfalls(last))
-    seen = {name: found[-1] for name, history in histories.items() if (found := _with_histograms(history))}
-    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(seen))
+    yield Picture("Factors of weights and activations", _WATERFALL, lambda: figures.waterfalls(last))
+    with_histograms = {name: kept[-1] for name, history in histories.items() if (kept := _with_histograms(history))}
+    yield Picture("Distribution by layer", _RIDGES, lambda: figures.ridges(with_histograms))
     if any(losses.values()):
-        yield Picture("Loss", "The training loss as it was logged.", lambda: figures.losses(losses))
+        yield Picture("Loss", "The training loss of the log.", lambda: figures.losses(losses))
 
 
 def _with_histograms(history: Sequence[Snapshot]) -> list[Snapshot]:
     """The first and the newest sample whose weight gradients have histograms."""
-    found = [s for s in history if any(x.weight_gradient and x.weight_gradient.histogram for x in s.layers)]
-    return [found[0], found[-1]] if len(found) > 1 else found
+    samples = [s for s in history if any(x.weight_gradient and x.weight_gradient.histogram for x in s.layers)]
+    return [samples[0], samples[-1]] if len(samples) > 1 else samples
 
 
 def _figures(pictures: Iterable[Picture]) -> Iterator[str]:
-    """What cannot be drawn is said in its place."""
+    """A section for each picture; where one cannot be drawn, the section says why."""
     for picture in pictures:
         try:
             data = base64.b64encode(svg(picture.draw())).decode()
@@ -136,22 +141,22 @@ def _head(name: str, summary: str) -> str:
     return f'<h1>{escape(name)}</h1><p class="quiet">{escape(summary)}</p>'
 
 
-def _verdict(found: Report) -> str:
-    word = found.verdict.word
+def _verdict(report: Report) -> str:
+    word = report.verdict.word
     kind = "alarm" if word in ALARMS else "well" if word == "healthy" else "unsure"
-    text = found.verdict.paragraph.removeprefix(f"{word}: ") if word else found.verdict.paragraph
-    origin = "written by the run itself" if found.verdict.logged else "found now, from what the log holds"
-    remarks = "".join(f'<p class="quiet">{escape(remark)}</p>' for remark in found.remarks())
+    text = report.verdict.paragraph.removeprefix(f"{word}: ") if word else report.verdict.paragraph
+    origin = "was written by the run" if report.verdict.logged else "was computed from the log"
+    remarks = "".join(f'<p class="quiet">{escape(remark)}</p>' for remark in report.remarks())
     badge = f"<strong>{escape(word or 'verdict')}</strong>"
-    sentence = escape(text[:1].upper() + text[1:])
-    words = f'{badge}<p>{sentence}</p><p class="quiet">Verdict {origin}.</p>'
-    return f'<div class="verdict {kind}">{words}</div>{remarks}'
+    paragraph = escape(text[:1].upper() + text[1:])
+    body = f'{badge}<p>{paragraph}</p><p class="quiet">This verdict {origin}.</p>'
+    return f'<div class="verdict {kind}">{body}</div>{remarks}'
 
 
-def _settings(found: Report) -> str:
-    rows = [(key, shown_value(value)) for key, value in found.run.config.items() if key not in PLACES]
+def _settings(report: Report) -> str:
+    rows = [(key, shown_value(value)) for key, value in report.run.config.items() if key not in FOLDER_SETTINGS]
     if not rows:
-        return _section("Settings", '<p class="quiet">The log does not hold them.</p>')
+        return _section("Settings", '<p class="quiet">The log holds no settings.</p>')
     return _section("Settings", _table(("setting", "value"), rows))
 
 
