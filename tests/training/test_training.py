@@ -147,7 +147,7 @@ def test_the_first_non_finite_value_is_found_in_the_weights(name: str) -> None:
         monitor.step = 5
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
         words = training.find_nonfinite(model, nn.functional.cross_entropy, x, y, monitor)
-    expected = f"the weight of {name} as the step began (1 of 16 values)"
+    expected = f"the weight of {name} before the step (1 of 16 values)"
     assert words == f"the loss became nan at step 5: the first non-finite value stands in {expected}"
 
 

@@ -238,7 +238,7 @@ def _over(part: float, whole: float) -> float:
 
 
 def _loss(losses: Sequence[float]) -> float:
-    """Median of the newest fifth (at most 20) over that of as many first losses; NaN if one is not above 0, or infinite."""
+    """Median of the newest fifth (at most 20) over that of as many first losses; NaN if any is not in (0, inf)."""
     if not all(0 < loss < math.inf for loss in losses):
         return math.nan
     count = max(1, min(WINDOW, len(losses) // 5))
