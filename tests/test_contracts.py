@@ -13,7 +13,7 @@ from tests import ROOT
 PACKAGE = ROOT / "vgrad_torch"
 
 FLOORS = [
-    {"records", "errors", "files", "plain"},
+    {"records", "errors", "files"},
     {"models", "theory", "distributed", "verdict"},
     {"tensorboard"},
     {"watching"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"__main__"},
 ]
 """The rooms of the package, lowest first. A room may import only what lies on floors below its own."""
-PLAIN = ["records", "errors", "files", "plain", "verdict", "verdict.diagnosis", "distributed.launch", "theory"]
+PLAIN = ["records", "errors", "files", "verdict", "verdict.diagnosis", "distributed.launch", "theory"]
 PLAIN += ["theory.prediction", "tensorboard", "tensorboard.tags", "tensorboard.runlog", "tensorboard.plugin.routes"]
 PLAIN += ["tensorboard.plugin.loader", "report", "report.comparison", "cli", "cli.commands"]
 """Modules that import neither torch nor matplotlib."""

@@ -99,10 +99,7 @@ def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(r"fc1 784x512 0\.54 6\.8e-09 [█#]+[·.]+ 5\.2e-06 1\.3e-08 0\.094 fc2 512x256", printed)
     assert re.search(r"fc7 16x10 0\.12 9\.4e-03 [█#]{16} 1\.0e\+00 2\.7e-02 - ", printed)
-    assert (
-        "The gradient falls from fc7 to fc1: its norm at fc1 is 5.2e-06 of that at fc7. For one network"
-        in printed
-    )
+    assert "The gradient falls from fc7 to fc1: its norm at fc1 is 5.2e-06 of that at fc7. For one network" in printed
     assert "xi is 0.25 layers, and about 6 xi = 1.5 layers can be trained" in printed
     assert "chi_1 would be 1 at sigma_w^2 = 103 (gain 18 times this one)." in printed
 

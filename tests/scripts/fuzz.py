@@ -33,9 +33,8 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.tensorboard.checksum import masked_crc32c
+from vgrad_torch.tensorboard.eventfile import cut, masked_crc32c
 from vgrad_torch.tensorboard.plugin.reader import Query, Reader
-from vgrad_torch.tensorboard.truncation import cut
 from vgrad_torch.training import checkpoints, data, seals
 from vgrad_torch.training import loop as training
 from vgrad_torch.training.recipes import read_config, recipe

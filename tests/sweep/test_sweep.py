@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests import ROOT
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
-from vgrad_torch.sweep import cells, heatmap, summary
 from vgrad_torch.sweep import grid as sweep
+from vgrad_torch.sweep import heatmap, summary
+from vgrad_torch.sweep import outcome as outcomes
 from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 
@@ -53,9 +54,9 @@ def test_a_cell_is_an_ordinary_run_and_its_numbers_are_those_of_that_run(tmp_pat
     gradients = [snapshot.layers[0].weight_gradient for snapshot in (history[0], history[-1])]
     assert [outcome.gradient_start, outcome.gradient_end] == [g.rms for g in gradients if g]
     assert outcome.verdict == alone.monitor.diagnose().verdict
-    mine, theirs = (EventAccumulator(str(folder)).Reload() for folder in (cells.folder(config), alone.folder))
+    mine, theirs = (EventAccumulator(str(folder)).Reload() for folder in (outcomes.run_folder(config), alone.folder))
     assert mine.Tags()["scalars"] == theirs.Tags()["scalars"]
-    assert json.loads((cells.folder(config) / "config.json").read_text())["act"] == "tanh"
+    assert json.loads((outcomes.run_folder(config) / "config.json").read_text())["act"] == "tanh"
 
 
 def test_hparams_tell_the_cells_apart(tmp_path: Path) -> None:
@@ -91,20 +92,20 @@ def test_a_failed_cell_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     bad, good = summary.rows([failed, fine])
     assert (bad.failed, good.failed, bad.verdicts) == (1, 0, {"non-finite": 1})
     assert math.isnan(bad.accuracy.median)
-    again = sweep.run(grid, on_cell=lambda outcome: pytest.fail("trained again"))
+    again = sweep.run(grid, on_outcome=lambda outcome: pytest.fail("trained again"))
     assert [outcome.error for outcome in again] == [failed.error, None]
 
 
 def test_a_cell_that_could_not_be_kept_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = small(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "_to_disk", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(outcomes, "_sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         (outcome,) = sweep.run(grid)
     assert (outcome.finished, outcome.error) == (False, "[Errno 28] No space left on device")
-    assert grid.found() == []
+    assert grid.finished() == []
     (outcome,) = sweep.run(grid)
     assert outcome.error is None
-    assert len(list(cells.folder(grid.configs[0]).glob("events*"))) == 1
+    assert len(list(outcomes.run_folder(grid.configs[0]).glob("events*"))) == 1
 
 
 COMMAND = ["sweep", "--data", "circles", "--act", "relu,tanh", "--seeds", "3", "--epochs", "12", "--name", "s"]
@@ -192,39 +193,39 @@ def test_another_config_in_the_same_folder_is_refused_before_anything_is_trained
     other = sweep.grid(
         {"data": ["circles"], "act": ["tanh", "relu"]}, 1, name="s", runs=str(tmp_path), hidden=(4,), epochs=2
     )
-    with pytest.raises(UsageError, match=r"relu-normal-s0 is of another sweep, with epochs 1 where this one has 2;"):
+    with pytest.raises(UsageError, match=r"relu-normal-s0 belongs to another sweep: its epochs is 1, not 2;"):
         sweep.run(other)
-    assert not cells.folder(other.configs[0]).exists()
+    assert not outcomes.run_folder(other.configs[0]).exists()
 
 
 def test_more_seeds_and_values_go_on_with_what_is_there(tmp_path: Path) -> None:
     sweep.run(small(tmp_path, act=["relu"]))
     new: list[str] = []
-    sweep.run(small(tmp_path, 2, act=["tanh", "relu"]), on_cell=lambda outcome: new.append(outcome.config.name))
+    sweep.run(small(tmp_path, 2, act=["tanh", "relu"]), on_outcome=lambda outcome: new.append(outcome.config.name))
     assert new == ["circles-tanh-normal-s0", "circles-tanh-normal-s1", "circles-relu-normal-s1"]
 
 
 def test_a_moved_sweep_is_recognised(tmp_path: Path) -> None:
     sweep.run(small(tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
-    assert len(small(tmp_path / "there").found()) == 1
+    assert len(small(tmp_path / "there").finished()) == 1
 
 
 def test_runs_that_no_sweep_made_are_never_touched(tmp_path: Path) -> None:
     grid = small(tmp_path)
     training.run(grid.configs[0])
-    before = sorted(cells.folder(grid.configs[0]).iterdir())
-    with pytest.raises(UsageError, match=r"s/circles-relu-normal-s0 is not of a sweep; choose another --name"):
+    before = sorted(outcomes.run_folder(grid.configs[0]).iterdir())
+    with pytest.raises(UsageError, match=r"s/circles-relu-normal-s0 is not a run of a sweep; choose another --name"):
         sweep.run(grid)
-    assert sorted(cells.folder(grid.configs[0]).iterdir()) == before
+    assert sorted(outcomes.run_folder(grid.configs[0]).iterdir()) == before
 
 
 def test_a_result_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     grid = small(tmp_path)
     sweep.run(grid)
-    (cells.folder(grid.configs[0]) / cells.RESULT).write_text("{}")
+    (outcomes.run_folder(grid.configs[0]) / outcomes.RESULT).write_text("{}")
     with pytest.raises(UsageError, match=r"cannot read .*result.json; delete that folder"):
-        grid.found()
+        grid.finished()
 
 
 @pytest.mark.parametrize(
@@ -263,19 +264,19 @@ def test_a_backend_that_is_not_installed_is_one_sentence(
 
 
 def test_a_killed_worker_is_one_sentence_and_the_finished_cells_are_kept(tmp_path: Path) -> None:
-    def kill(outcome: cells.Outcome) -> None:
+    def kill(outcome: outcomes.Outcome) -> None:
         for worker in list(reusable_executor._executor._processes):
             os.kill(worker, signal.SIGKILL)
 
     grid = small(tmp_path, 6)
-    with pytest.raises(UsageError, match="was killed, perhaps for lack of memory; what is finished is kept"):
-        sweep.run(grid, jobs=2, on_cell=kill)
-    assert 1 <= len(grid.found()) < 6
+    with pytest.raises(UsageError, match="was killed, perhaps for lack of memory. Finished runs are kept"):
+        sweep.run(grid, jobs=2, on_outcome=kill)
+    assert 1 <= len(grid.finished()) < 6
 
 
-def outcome(act: str, seed: int, accuracy: float, gradient: float, error: str | None = None) -> cells.Outcome:
+def outcome(act: str, seed: int, accuracy: float, gradient: float, error: str | None = None) -> outcomes.Outcome:
     config = recipes.recipe("digits", act=act, seed=seed)
-    return cells.Outcome(config, accuracy, 2 * accuracy, gradient, gradient / 10, "healthy", error)
+    return outcomes.Outcome(config, accuracy, 2 * accuracy, gradient, gradient / 10, "healthy", error)
 
 
 def test_the_numbers_of_a_row_by_hand() -> None:

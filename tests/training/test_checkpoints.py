@@ -25,10 +25,9 @@ import torch
 from tests.scripts import fuzz, kills
 from tests.support.disk import files_of_at_most
 from vgrad_torch.cli.parser import main
-from vgrad_torch.files import write_whole
-from vgrad_torch.plain import plain, typed
+from vgrad_torch.files import decode, encode, write_whole
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
-from vgrad_torch.tensorboard.truncation import cut
+from vgrad_torch.tensorboard.eventfile import cut
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.training import checkpoints, recipes, seals
 from vgrad_torch.training import loop as training
@@ -404,8 +403,8 @@ def test_a_snapshot_comes_back_from_json() -> None:
     stats = Stats(5, 1, 2, 0.1, math.inf, -1e-300, 1e300, histogram)
     layer = LayerSnapshot(1, "fc", "Linear", "2x3", 2, stats, rank_rms=(0.1, 0.2), trainable=True)
     snapshot = Snapshot(7, (layer, replace(layer, trainable=None, weight=None)), 0.1)
-    back = typed(Snapshot, json.loads(json.dumps(plain(snapshot))))
-    assert plain(back) == plain(snapshot)
+    back = decode(Snapshot, json.loads(json.dumps(encode(snapshot))))
+    assert encode(back) == encode(snapshot)
     assert back.layers[1] == snapshot.layers[1]
     kept = back.layers[0].weight.histogram
     assert (kept.codes.dtype, kept.counts.dtype) == (np.uint16, np.int64)
@@ -428,7 +427,7 @@ def test_a_snapshot_comes_back_from_json() -> None:
 )
 def test_what_is_of_another_type_is_refused(kind: Any, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        typed(kind, value)
+        decode(kind, value)
 
 
 def test_a_file_is_only_cut_where_an_event_ends(tmp_path: Path) -> None:

@@ -23,9 +23,8 @@ from tests.scripts import kills
 from tests.support import browser
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
-from vgrad_torch.plain import plain
+from vgrad_torch.files import encode, lock
 from vgrad_torch.records import Snapshot
-from vgrad_torch.tensorboard import truncation
 from vgrad_torch.tensorboard.tags import COST
 from vgrad_torch.training import loop as training
 from vgrad_torch.training.checkpoints import begun
@@ -66,7 +65,7 @@ def resumed(folder: Path, **given: Any) -> training.Result:
 
 def seen(result: training.Result) -> list[Any]:
     """All that the monitor kept, but for times."""
-    return [plain(replace(snapshot, wall_time=0.0)) for snapshot in result.monitor.history]
+    return [encode(replace(snapshot, wall_time=0.0)) for snapshot in result.monitor.history]
 
 
 def scored(result: training.Result) -> list[Any]:
@@ -268,7 +267,7 @@ def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     _, copies = watched(config_of("shuffled once, momentum, clipped", tmp_path))
     (log,) = copies[-1].glob("*tfevents*")
     with log.open("rb") as file:
-        truncation.claim(file.fileno())
+        lock(file.fileno(), wait=False)
         size = log.stat().st_size
         with pytest.raises(UsageError, match="another process is training"):
             resumed(copies[-1])

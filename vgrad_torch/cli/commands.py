@@ -147,7 +147,9 @@ def sweep(options: argparse.Namespace) -> int:
     console = _console()
     with SweepDisplay(grid, console) as display:
         jobs = sweeps.cores() if options.jobs is None else options.jobs
-        outcomes = sweeps.run(grid, jobs=jobs, backend=options.backend, say=display.print_line, on_cell=display.cell)
+        outcomes = sweeps.run(
+            grid, jobs=jobs, backend=options.backend, say=display.print_line, on_outcome=display.outcome
+        )
     console.size = (max(console.width, 105), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
     for path in sweeps.write(grid, outcomes):

@@ -15,8 +15,8 @@ from vgrad_torch.cli import terminal
 
 if TYPE_CHECKING:  # training does not import the sweep
     from vgrad_torch.records import Snapshot
-    from vgrad_torch.sweep.cells import Outcome
     from vgrad_torch.sweep.grid import Sweep
+    from vgrad_torch.sweep.outcome import Outcome
     from vgrad_torch.training.evaluation import Epoch
     from vgrad_torch.training.recipes import TrainConfig
     from vgrad_torch.watching.monitor import Monitor
@@ -80,7 +80,7 @@ class SweepDisplay:
     """The progress of a sweep: a bar on a terminal, a line for each network elsewhere. Failures are always printed."""
 
     def __init__(self, grid: Sweep, console: Console) -> None:
-        finished = grid.found()
+        finished = grid.finished()
         self._console = console
         self._failed = sum(outcome.error is not None for outcome in finished)
         columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
@@ -103,7 +103,7 @@ class SweepDisplay:
         """Print a line, above the bar."""
         self._progress.console.print(line, markup=False)
 
-    def cell(self, outcome: Outcome) -> None:
+    def outcome(self, outcome: Outcome) -> None:
         """Count a finished network and print its line."""
         self._new += 1
         self._failed += outcome.error is not None

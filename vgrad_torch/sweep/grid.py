@@ -1,4 +1,4 @@
-"""A sweep: every combination of some axes with several seeds, trained side by side; a killed one can go on."""
+"""A sweep: a run for every combination of some values and seeds, in parallel; a killed sweep can continue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from vgrad_torch.errors import UsageError, choose
 from vgrad_torch.models.activations import ACTIVATIONS
 from vgrad_torch.models.initializers import INITIALIZERS
-from vgrad_torch.sweep import cells, heatmap, summary
-from vgrad_torch.sweep.cells import Outcome
+from vgrad_torch.sweep import heatmap, summary
+from vgrad_torch.sweep.outcome import Outcome, finished_outcome, train_run
 from vgrad_torch.sweep.summary import AXES, name_of
 from vgrad_torch.training import recipes
 from vgrad_torch.training.data import Progress, load
@@ -28,27 +28,27 @@ from vgrad_torch.training.recipes import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Cells in the order of the axes, seeds last; each is an ordinary run in a folder of its own below `folder`."""
+    """The configs of all runs, in the order of the axes, seeds last. Each run has its own folder in `folder`."""
 
     folder: Path
     configs: tuple[TrainConfig, ...]
 
-    def found(self) -> list[Outcome]:
-        """The outcomes of the finished cells.
+    def finished(self) -> list[Outcome]:
+        """The outcomes of the finished runs.
 
         Raises:
-            UsageError: the folder holds cells of another sweep, or runs of none.
+            UsageError: the folder holds runs of another sweep, or other runs.
         """
-        return [outcome for config in self.configs if (outcome := cells.found(config)) is not None]
+        return [outcome for config in self.configs if (outcome := finished_outcome(config)) is not None]
 
 
 def grid(
     axes: Mapping[str, Sequence[Any]], seeds: int = 5, *, name: str | None = None, runs: str = "runs", **rest: Any
 ) -> Sweep:
-    """All combinations of the axes' values, each with the seeds 0, 1, ...; `rest` are single values of the recipe's.
+    """All combinations of the axes' values, each with the seeds 0, 1, ...; `rest` are single values for all.
 
     Raises:
-        UsageError: a value is none of those allowed.
+        UsageError: a value is not allowed.
 
     >>> sweep = grid({"act": ["sigmoid", "relu"], "lr": [0.1, 0.01]}, seeds=3)
     >>> sweep.folder.name, len(sweep.configs), sweep.configs[-1].name
@@ -63,7 +63,7 @@ def grid(
         choose(ACTIVATIONS, config.act, "activation")
         choose(INITIALIZERS, config.init, "initializer")
     name = name or f"sweep-{_named(configs, given)}"
-    dataclasses.replace(configs[0], name=name)  # a run's name and a sweep's are checked alike
+    dataclasses.replace(configs[0], name=name)  # checks the name
     folder = Path(runs) / name
     replace = dataclasses.replace
     named = (replace(c, name=f"{_named([c], given)}-s{c.seed}", runs=str(folder)) for c in configs)
@@ -71,7 +71,7 @@ def grid(
 
 
 def _named(configs: Sequence[TrainConfig], given: Mapping[str, object]) -> str:
-    """The axes' values: data, activation and weights always, the others if they were given."""
+    """A name from the values: always data, activation and weights, the other axes if they were given."""
     parts = []
     for axis in AXES:
         values = "+".join(dict.fromkeys(name_of(getattr(config, axis)) for config in configs))
@@ -88,44 +88,44 @@ def run(
     jobs: int = 1,
     backend: str = "loky",
     say: Progress = lambda line: None,
-    on_cell: Callable[[Outcome], None] = lambda outcome: None,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Train what is not finished, `jobs` cells at a time, and return the outcomes of all cells in their order.
+    """Train the runs that are not finished, `jobs` at a time, and return the outcomes of all runs in order.
 
     Args:
-        sweep: of `grid`.
-        jobs: processes, each with one thread. What comes of a cell does not depend on it.
-        backend: a key of `BACKENDS`: joblib's own processes, or those of dask or ray where that is installed.
-        say: told what is being downloaded.
-        on_cell: called with each new outcome as soon as it is there.
+        sweep: made by `grid`.
+        jobs: the number of processes, each with one thread. The outcomes do not depend on it.
+        backend: a key of `BACKENDS`: joblib's own processes, or those of dask or ray if installed.
+        say: called with a line for each download.
+        on_outcome: called with each new outcome.
 
     Raises:
-        UsageError: the folder holds something else, a backend is not installed, a data set is not to be had.
+        UsageError: the folder holds something else, or a backend or a data set is not available.
     """
     if jobs < 1:
         raise UsageError(f"jobs must be a whole number from 1, not {jobs}")
     pool = choose(BACKENDS, backend, "backend")
-    done = {outcome.config.name: outcome for outcome in sweep.found()}
+    done = {outcome.config.name: outcome for outcome in sweep.finished()}
     missing = [config for config in sweep.configs if config.name not in done]
     for data, folder in dict.fromkeys((config.data, config.data_dir) for config in missing):
-        load(data, Path(folder) if folder else None, say)  # once, before all workers ask for it
-    for outcome in _made(missing, jobs, pool) if missing else ():
-        on_cell(outcome)
+        load(data, Path(folder) if folder else None, say)  # before several workers need it at once
+    for outcome in _outcomes(missing, jobs, pool) if missing else ():
+        on_outcome(outcome)
         done[outcome.config.name] = outcome
     return [done[config.name] for config in sweep.configs]
 
 
-def _made(configs: Sequence[TrainConfig], jobs: int, pool: Pool) -> Iterator[Outcome]:
-    """Outcomes as they come; a cell alone in a task, as some take much longer than others."""
+def _outcomes(configs: Sequence[TrainConfig], jobs: int, pool: Pool) -> Iterator[Outcome]:
+    """Outcomes in the order in which the runs end. Each run is a task, as some take much longer than others."""
     parent = os.getpid() if pool is _loky else None
     with pool(jobs) as return_as:
         parallel = joblib.Parallel(batch_size=1, return_as=return_as)
         try:
-            yield from parallel(joblib.delayed(cells.make)(config, parent) for config in configs)
+            yield from parallel(joblib.delayed(train_run)(config, parent) for config in configs)
         except TerminatedWorkerError:
             raise UsageError(
-                "a process of the sweep was killed, perhaps for lack of memory; what is finished is kept: give the "
-                "same command again, with fewer --jobs"
+                "a process of the sweep was killed, perhaps for lack of memory. Finished runs are kept: start the same "
+                "command again with fewer --jobs"
             ) from None
 
 
@@ -140,12 +140,12 @@ def write(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Path]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return int(joblib.cpu_count())
 
 
 Pool = Callable[[int], AbstractContextManager[str]]
-"""Sets joblib up for a number of jobs, and says in which form it returns results."""
+"""A context that sets joblib up for a number of jobs and gives the form in which it returns results."""
 
 
 @contextmanager
@@ -186,4 +186,4 @@ def _needed(module: str, package: str) -> Any:
 
 
 BACKENDS: Mapping[str, Pool] = {"loky": _loky, "dask": _dask, "ray": _ray}
-"""Where a sweep's processes come from."""
+"""Name -> how the processes of a sweep are started."""

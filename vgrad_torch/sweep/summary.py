@@ -1,4 +1,4 @@
-"""What came of a sweep: its cells put together over their seeds, as a table, as CSV and as JSON."""
+"""The summary of a sweep: a row for each combination of values over its seeds, as a table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from vgrad_torch.sweep.cells import Outcome
+    from vgrad_torch.sweep.outcome import Outcome
 
 AXES = ("data", "act", "init", "norm", "gain", "optimizer", "lr")
-"""What tells the rows apart: the fields of a config that a sweep can take several values of."""
+"""The fields of a config that can have several values in a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median over the seeds with the least and the largest value; NaN where there is none.
+    """The median over the seeds, the smallest and the largest value; NaN if there are no values.
 
     >>> str(Spread.of([0.5, 0.25, 1.0, math.nan]))
     '0.5 (0.25..1)'
@@ -38,12 +38,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of the values that are there."""
-        there = [value for value in values if not math.isnan(value)]
-        return cls(statistics.median(there), min(there), max(there)) if there else cls(*[math.nan] * 3)
+        """Of the values that are not NaN."""
+        known = [value for value in values if not math.isnan(value)]
+        return cls(statistics.median(known), min(known), max(known)) if known else cls(*[math.nan] * 3)
 
     def text(self, form: str, between: str = " ") -> str:
-        """The three numbers in this format, the last two in brackets."""
+        """The three numbers in a format, the last two in brackets."""
         if math.isnan(self.median):
             return "-"
         return f"{self.median:{form}}{between}({self.least:{form}}..{self.largest:{form}})"
@@ -54,7 +54,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The cells that differ in nothing but the seed. Numbers are of those that did not fail."""
+    """The runs that differ only in the seed. The numbers are of those that did not fail."""
 
     axes: Mapping[str, Any]
     """A value for each of `AXES`."""
@@ -69,7 +69,7 @@ class Row:
     gradient_end: Spread
     """The same at the last sample, where it also falls because the network has learned."""
     verdicts: Mapping[str, int]
-    """How many of the cells have which verdict, the most frequent first."""
+    """Verdict -> number of runs, the most frequent first."""
 
 
 SPREADS = ("accuracy", "loss", "gradient_start", "gradient_end")
@@ -77,7 +77,7 @@ SPREADS = ("accuracy", "loss", "gradient_start", "gradient_end")
 
 
 def rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """A row for each combination of the axes, in the order of the cells."""
+    """A row for each combination of values, in the order of the runs."""
     groups: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(tuple(getattr(outcome.config, axis) for axis in AXES), []).append(outcome)
@@ -114,7 +114,7 @@ def as_csv(table: Sequence[Row]) -> str:
 
 
 def as_json(table: Sequence[Row], outcomes: Iterable[Outcome]) -> str:
-    """The rows, and every cell; null where a number is not finite."""
+    """The rows and all runs; null for a number that is not finite."""
     cells = [{"run": outcome.config.name, **dataclasses.asdict(outcome)} for outcome in outcomes]
     content = {"rows": [dataclasses.asdict(row) for row in table], "cells": cells}
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
@@ -129,14 +129,14 @@ def _finite(content: Any) -> Any:
 
 
 def varying(table: Sequence[Row]) -> list[str]:
-    """Activation and weights, and the axes that have more than one value."""
+    """The axes to show: activation, weights, and every axis with more than one value."""
     return [axis for axis in AXES if axis in ("act", "init") or len({row.axes[axis] for row in table}) > 1]
 
 
 def as_table(table: Sequence[Row]) -> Table:
-    """The rows for a terminal: median, and in brackets the least and the largest value over the seeds."""
-    words = "Median (least..largest) of the seeds; gradient: log10 of the RMS of the first layer's weight gradient"
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), caption=words, caption_justify="left")
+    """The rows for a terminal: the median over the seeds, in brackets the smallest and the largest value."""
+    caption = "Median (smallest..largest) of the seeds; gradient: log10 of the RMS of the first layer's weight gradient"
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
     axes = varying(table)
     for axis in axes:
         shown.add_column(f"\n{axis}", no_wrap=True)
@@ -153,7 +153,7 @@ def as_table(table: Sequence[Row]) -> Table:
 
 
 def name_of(value: object) -> str:
-    """An axis' value in words.
+    """The name of a value.
 
     >>> name_of(0.1), name_of(None), name_of("relu")
     ('0.1', 'none', 'relu')

@@ -25,15 +25,15 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from vgrad_torch.errors import UsageError
+from vgrad_torch.files import lock
 from vgrad_torch.records import Snapshot
 from vgrad_torch.tensorboard import tags
-from vgrad_torch.tensorboard.checksum import masked_crc32c
+from vgrad_torch.tensorboard.eventfile import cut, masked_crc32c
 from vgrad_torch.tensorboard.histograms import depth_profile, layer_histograms
 from vgrad_torch.tensorboard.hparams import session_end, session_start
 from vgrad_torch.tensorboard.layout import layout_value
 from vgrad_torch.tensorboard.scalars import layer_scalars, rank_scalars
 from vgrad_torch.tensorboard.summary import plugin_metadata, tensor_value
-from vgrad_torch.tensorboard.truncation import claim, cut
 
 _file_numbers = itertools.count()
 
@@ -219,7 +219,7 @@ class _EventFile(io.FileIO):
         super().__init__(self.place, "ab" if name else "xb")
         self.size = self.tell()
         try:
-            claim(self.fileno())
+            lock(self.fileno(), wait=False)
             if not name:
                 self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         except OSError:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.files import write_whole
-from vgrad_torch.plain import plain, typed
+from vgrad_torch.files import decode, encode, write_whole
 from vgrad_torch.records import Snapshot
-from vgrad_torch.tensorboard.truncation import cut
+from vgrad_torch.tensorboard.eventfile import cut
 from vgrad_torch.tensorboard.writer import Position
 from vgrad_torch.training.data import Dataset
 from vgrad_torch.training.evaluation import Epoch
@@ -108,9 +107,9 @@ def begun(folder: Path) -> Begun:
         tensors = unseal(content)
         if tensors["version"] != VERSION:
             raise ValueError(f"it is of version {tensors['version']!r}, this reads {VERSION}")
-        progress: Progress = typed(Progress, json.loads(tensors["progress"]))
+        progress: Progress = decode(Progress, json.loads(tensors["progress"]))
         if progress.monitor is not None:
-            snapshots = tuple(typed(Snapshot, json.loads(text)) for text in tensors["snapshots"])
+            snapshots = tuple(decode(Snapshot, json.loads(text)) for text in tensors["snapshots"])
             progress = replace(progress, monitor=replace(progress.monitor, snapshots=snapshots))
     _check_config(config, progress.config, folder)
     return Begun(folder, config, progress, tensors)
@@ -169,7 +168,7 @@ class Checkpoints:
         bare = memory and replace(memory, snapshots=())
         content = {
             "version": VERSION,
-            "progress": json.dumps(plain(Progress(self._config, self._data, tuple(epochs), log, bare, finished))),
+            "progress": json.dumps(encode(Progress(self._config, self._data, tuple(epochs), log, bare, finished))),
             "snapshots": self._written(memory.snapshots if memory else ()),
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -209,7 +208,7 @@ class Checkpoints:
 
     def _written(self, snapshots: Iterable[Snapshot]) -> list[str]:
         """Each snapshot as JSON; made once, as there may be thousands at every checkpoint."""
-        self._texts = {x.step: self._texts.get(x.step) or json.dumps(plain(x)) for x in snapshots}
+        self._texts = {x.step: self._texts.get(x.step) or json.dumps(encode(x)) for x in snapshots}
         return list(self._texts.values())
 
     def _warn(self, error: OSError) -> None:

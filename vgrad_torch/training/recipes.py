@@ -14,9 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vgrad_torch.errors import UsageError, choose
-from vgrad_torch.files import write_whole
+from vgrad_torch.files import decode, encode, write_whole
 from vgrad_torch.models.mlp import NORMS
-from vgrad_torch.plain import plain, typed
 
 _MANY = 10**9
 
@@ -128,7 +127,7 @@ CONFIG = "config.json"
 
 def write_config(config: TrainConfig, folder: Path) -> None:
     """Write the config into the run's folder."""
-    content = {**plain(config), "torch": str(torch.__version__)}
+    content = {**encode(config), "torch": str(torch.__version__)}
     try:
         write_whole(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
@@ -145,7 +144,7 @@ def read_config(folder: Path) -> TrainConfig:
     try:
         content = json.loads(path.read_bytes())
         given = {key: value for key, value in content.items() if key != "torch"}
-        config: TrainConfig = typed(TrainConfig, given)
+        config: TrainConfig = decode(TrainConfig, given)
     except (FileNotFoundError, NotADirectoryError):
         wanted = "name the folder of a run, as in runs/digits-relu-uniform-s0"
         raise UsageError(f"{folder} holds no {CONFIG}, so it is no run to go on with; {wanted}") from None
@@ -167,7 +166,7 @@ def departures(config: TrainConfig) -> dict[str, Any]:
     >>> departures(recipe("circles", act="tanh", lr=0.5))
     {'data': 'circles', 'act': 'tanh', 'lr': 0.5}
     """
-    usual, values = plain(recipe(config.data, optimizer=config.optimizer)), plain(config)
+    usual, values = encode(recipe(config.data, optimizer=config.optimizer)), encode(config)
     usual["optimizer"] = recipe(config.data).optimizer
     usual["name"] = recipe(**{key: value for key, value in values.items() if key != "name"}).name
     return {key: getattr(config, key) for key, value in values.items() if key == "data" or value != usual[key]}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as tensorboards
 
-from vgrad_torch.tensorboard.checksum import crc32c, masked_crc32c
+from vgrad_torch.tensorboard.eventfile import crc32c, masked_crc32c
 
 
 def bit_by_bit(data: bytes) -> int:

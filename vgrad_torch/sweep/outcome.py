@@ -1,9 +1,8 @@
-"""One cell of a sweep: an ordinary run in a folder of its own, and the file in it that says it is finished."""
+"""The runs of a sweep: each is an ordinary run in its own folder, with a file that appears when it is finished."""
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -20,20 +19,20 @@ from typing import Any
 import torch
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.files import write_whole
+from vgrad_torch.files import lock, write_whole
 from vgrad_torch.training import loop as training
 from vgrad_torch.training.recipes import TrainConfig
 
 RESULT = "result.json"
-"""In the folder of a finished cell: its config and what came of it. It appears whole, and last."""
+"""The file in the folder of a finished run: its config and its outcome. It is written last."""
 
-CLAIMS = ".cells"
-"""Beside the cells' folders: a file for each cell that a sweep ever began, locked while one works on it."""
+LOCKS = ".cells"
+"""The folder beside the runs: a file for each run that a sweep began, locked while a process trains it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a cell; the numbers of one that failed are NaN, and `error` says in a sentence what happened."""
+    """The result of a run. If it failed, the numbers are NaN, and `error` says in a sentence what happened."""
 
     config: TrainConfig
     accuracy: float = math.nan
@@ -47,65 +46,67 @@ class Outcome:
     verdict: str = "non-finite"
     error: str | None = None
     finished: bool = True
-    """False where another try may end otherwise (the disk was full, say): such a cell is made again."""
+    """False if another try may succeed, for example after a full disk: such a run is trained again."""
 
 
-def folder(config: TrainConfig) -> Path:
-    """Where a cell's run lies."""
+def run_folder(config: TrainConfig) -> Path:
+    """The folder of a run."""
     return Path(config.runs) / config.name
 
 
-def found(config: TrainConfig) -> Outcome | None:
-    """The outcome of a finished cell; None if it is not there or half done.
+def finished_outcome(config: TrainConfig) -> Outcome | None:
+    """The outcome of a finished run; None if it was not begun or not finished.
 
     Raises:
-        UsageError: the folder holds something else than this cell.
+        UsageError: the folder holds something else.
     """
-    place = folder(config)
+    folder = run_folder(config)
     try:
-        content = json.loads((place / RESULT).read_text())
-        theirs, outcome = content["config"], _outcome_of(config, content["outcome"])
+        content = json.loads((folder / RESULT).read_text())
+        kept, outcome = content["config"], _outcome_of(config, content["outcome"])
     except FileNotFoundError:
-        if place.exists() and not _claim(place).exists():
-            raise UsageError(f"{place} is not of a sweep; choose another --name for the sweep") from None
+        if folder.exists() and not _lock_file(folder).exists():
+            raise UsageError(f"{folder} is not a run of a sweep; choose another --name for the sweep") from None
         return None
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"cannot read {place / RESULT}; delete that folder, or choose another --name") from None
-    for field, mine in _comparable(config).items():
-        if theirs.get(field) != mine:
+        raise UsageError(f"cannot read {folder / RESULT}; delete that folder, or choose another --name") from None
+    for field, value in _comparable(config).items():
+        if kept.get(field) != value:
             raise UsageError(
-                f"{place} is of another sweep, with {field} {theirs.get(field)} where this one has {mine}; "
+                f"{folder} belongs to another sweep: its {field} is {kept.get(field)}, not {value}; "
                 "choose another --name, or delete that folder"
             )
     return outcome
 
 
-def make(config: TrainConfig, parent: int | None = None) -> Outcome:
-    """Train a cell, on one thread and from the start, unless it is finished; what it raises becomes its `error`.
+def train_run(config: TrainConfig, parent: int | None = None) -> Outcome:
+    """Train a run from the start on one thread, unless it is finished. An exception becomes the outcome's `error`.
 
-    `parent` is the process whose end ends this one.
+    `parent` is a process id: when that process ends, this one ends too.
     """
     if parent not in (None, os.getpid()):
         _end_with(parent)
     try:
-        with _claimed(folder(config)):
-            return found(config) or _made(config)
+        with _locked(run_folder(config)):
+            return finished_outcome(config) or _trained(config)
     except (UsageError, OSError, RuntimeError, MemoryError) as error:
         return Outcome(config, verdict="", error=f"{error}" or type(error).__name__, finished=False)
 
 
-def _made(config: TrainConfig) -> Outcome:
-    place = folder(config)
-    if place.exists():
-        shutil.rmtree(place)
+def _trained(config: TrainConfig) -> Outcome:
+    folder = run_folder(config)
+    if folder.exists():
+        shutil.rmtree(folder)
     with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of NaN and of a broken log, which the outcome speaks of
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # of NaN and of an incomplete log, which are part of the outcome
         try:
             outcome = _outcome(training.run(config))
         except training.NonFiniteError as error:
             outcome = Outcome(config, error=str(error))
     if outcome.finished:
-        _mark(place, outcome)
+        _write_outcome(folder, outcome)
     return outcome
 
 
@@ -121,7 +122,7 @@ def _outcome(result: training.Result) -> Outcome:
 
 
 def _comparable(config: TrainConfig) -> Mapping[str, Any]:
-    """The config as JSON has it, without where runs and data lie: they may have been moved."""
+    """The config as JSON, without the folders of runs and data, which may have been moved."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return {key: value for key, value in values.items() if key not in ("runs", "data_dir")}
 
@@ -130,7 +131,7 @@ _NUMBERS = ("accuracy", "loss", "gradient_start", "gradient_end")
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome without its config, as JSON can hold it: None for a number that is not finite."""
+    """An outcome as JSON, without its config; None for a number that is not finite."""
     values = {key: getattr(outcome, key) for key in _NUMBERS}
     numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
     return {**numbers, "verdict": outcome.verdict, "error": outcome.error}
@@ -141,39 +142,40 @@ def _outcome_of(config: TrainConfig, content: Mapping[str, Any]) -> Outcome:
     return Outcome(config, accuracy, loss, start, end, str(content["verdict"]), content["error"])
 
 
-def _mark(place: Path, outcome: Outcome) -> None:
-    """Say that a cell is finished, once all that it wrote is on the disk."""
+def _write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Mark a run as finished, after all its files are on the disk."""
     content = {"config": _comparable(outcome.config), "outcome": as_json(outcome), "torch": str(torch.__version__)}
-    for path in place.iterdir():
-        _to_disk(path)
-    write_whole(place / RESULT, (json.dumps(content, indent=2) + "\n").encode())
+    for path in folder.iterdir():
+        _sync(path)
+    write_whole(folder / RESULT, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Write a file's content to the disk."""
+    handle = os.open(path, os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _claim(place: Path) -> Path:
-    return place.parent / CLAIMS / place.name
+def _lock_file(folder: Path) -> Path:
+    return folder.parent / LOCKS / folder.name
 
 
 @contextmanager
-def _claimed(place: Path) -> Iterator[None]:
-    """Wait until no other process works on the cell, and keep them off; the lock ends with the process that has it."""
-    claim = _claim(place)
-    claim.parent.mkdir(parents=True, exist_ok=True)
-    with claim.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process trains this run, and lock it; the lock ends with this process."""
+    path = _lock_file(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        lock(file.fileno(), wait=True)
         yield
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums depend on how many threads share them; and the cells share the cores."""
+    """One thread for torch: sums depend on the number of threads, and the runs share the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -186,13 +188,13 @@ _watched: set[int | None] = set()
 
 
 def _end_with(parent: int | None) -> None:
-    """End this process as soon as its parent is gone, which a killed one cannot ask for."""
+    """End this process when its parent ends, since a killed parent cannot end it."""
     if parent not in _watched:
         _watched.add(parent)
-        threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+        threading.Thread(target=_wait_for_end, args=(parent,), daemon=True).start()
 
 
-def _outlive(parent: int | None) -> None:
+def _wait_for_end(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
