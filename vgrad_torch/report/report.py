@@ -17,7 +17,7 @@ from vgrad_torch.verdict.rules import VERDICTS, two_digits
 
 _UNNAMED = "an optimizer that the log does not name"
 _UNCOUNTED = (
-    "cannot tell: the number of entries of each gradient is needed, and the log holds neither the batch size nor "
+    "cannot tell: The number of entries of each gradient is needed, and the log holds neither the batch size nor "
     "histograms. Next: let watch() write histograms, or print monitor.diagnose() in the run."
 )
 

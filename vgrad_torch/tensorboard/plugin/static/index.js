@@ -238,10 +238,9 @@ function notes(series) {
 }
 
 // A text of the run without its tables, with **bold** words. The first sentence is shown, a click shows the rest.
-// A sentence has at least 25 letters, so that a title such as "Vanishing gradient." is not shown alone.
 function note(text) {
   const plain = text.split('\n').filter((line) => !line.startsWith('|')).join('\n').trim();
-  const end = plain.indexOf('. ', 25) + 1;
+  const end = plain.indexOf('. ') + 1;
   const sentence = end ? plain.slice(0, end) : plain;
   const first = sentence.split('**').map((part, i) => (i % 2 ? h('strong', {}, part) : part));
   if (!end) return h('p', { class: 'note muted' }, ...first);
