@@ -153,9 +153,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_log_with_a_write_error_is_reported_at_the_end(tmp_path: Path) -> None:
     code = (
-        "import shutil, sys; from vgrad_torch import cli; from vgrad_torch.training import loop; train = loop.train\n"
+        "import shutil, sys; from vgrad_torch import cli\n"
+        "from vgrad_torch.training import runner; train = runner.train\n"
         f"def without_folder(*args, **kwargs): shutil.rmtree({str(tmp_path)!r}); train(*args, **kwargs)\n"
-        "loop.train = without_folder; sys.exit(cli.main(sys.argv[1:]))"
+        "runner.train = without_folder; sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--epochs", "1", "--runs", str(tmp_path)],
@@ -164,7 +165,7 @@ def test_a_log_with_a_write_error_is_reported_at_the_end(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "The layers at step 0" in done.stdout
     assert re.search(
-        r"vgrad: the log is not whole: cannot log to .*: No such file or directory, since step 0", done.stderr
+        r"vgrad: the log is not complete: cannot log to .*: No such file or directory, since step 0", done.stderr
     )
     assert "Traceback" not in done.stderr
 

@@ -24,12 +24,12 @@ from matplotlib.text import Text
 import vgrad_torch as vg
 from tests.tensorboard.test_writer import stats_of
 from tests.training.test_keras_parity import PER_EPOCH, RECORDS, keras_batches, network, oracle_of
+from vgrad_torch import training
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import History, LayerSnapshot, Snapshot
 from vgrad_torch.report import figures
 from vgrad_torch.report.figures import style
 from vgrad_torch.training import evaluation
-from vgrad_torch.training import loop as training
 from vgrad_torch.training.data import load
 
 Array = npt.NDArray[np.float32]

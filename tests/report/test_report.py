@@ -21,6 +21,7 @@ from torch import nn
 
 import vgrad_torch as vg
 from tests.support.flows import table, typical, write, write_text
+from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot
@@ -29,7 +30,6 @@ from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
 from vgrad_torch.tensorboard.runlog import read
 from vgrad_torch.tensorboard.writer import Writer
-from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 from vgrad_torch.verdict.diagnosis import diagnose
 from vgrad_torch.verdict.rules import two_digits

@@ -32,12 +32,13 @@ from tensorboard import errors as tensorboard_errors
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
+from vgrad_torch import training
 from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard.eventfile import cut, masked_crc32c
 from vgrad_torch.tensorboard.plugin.reader import Query, Reader
-from vgrad_torch.training import checkpoints, data, seals
-from vgrad_torch.training import loop as training
+from vgrad_torch.training import checkpoint_file, data
 from vgrad_torch.training.recipes import read_config, recipe
+from vgrad_torch.training.run_folder import RunFolder
 
 PATIENCE = 60
 """Seconds that one file may take."""
@@ -171,12 +172,12 @@ class Trial:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "run" / checkpoints.FILE
+        return self.folder / "run" / checkpoint_file.FILE
 
     def resume(self) -> None:
         """As `vgrad train --resume` does."""
-        begun = checkpoints.begun(self.folder / "run")
-        training.run(begun.config, begun=begun)
+        begun = RunFolder.read(self.folder / "run")
+        training.run(begun.config, saved=begun)
 
 
 def damaged_checkpoint(trial: Trial) -> None:
@@ -205,7 +206,7 @@ def forged_archive(trial: Trial) -> None:
 
 def forged_content(trial: Trial) -> None:
     """Another value, type, shape or key somewhere, written as we write it."""
-    content = dict(seals.unseal(trial.checkpoint.read_bytes()))
+    content = dict(checkpoint_file.unpack(trial.checkpoint.read_bytes()))
     content["snapshots"] = [json.loads(text) for text in content["snapshots"]]
     content["progress"] = json.loads(content["progress"])
     part = trial.chance.choice(list(content))
@@ -215,7 +216,7 @@ def forged_content(trial: Trial) -> None:
         content["snapshots"] = [_json(snapshot) for snapshot in snapshots]
     if isinstance(progress := content.get("progress"), dict):
         content["progress"] = _json(progress)
-    trial.checkpoint.write_bytes(seals.seal(content))
+    trial.checkpoint.write_bytes(checkpoint_file.pack(content))
     trial.resume()
 
 
@@ -255,7 +256,7 @@ def config(trial: Trial) -> None:
     else:
         path.write_text(_json(forged(json.loads(path.read_text()), trial.chance)), errors="surrogatepass")
     read_config(trial.folder / "run")
-    checkpoints.begun(trial.folder / "run")
+    RunFolder.read(trial.folder / "run")
 
 
 def idx(trial: Trial) -> None:

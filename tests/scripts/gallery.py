@@ -29,10 +29,10 @@ from torch import nn
 import vgrad_torch as vg
 from tests import ROOT
 from tests.support import browser
+from vgrad_torch import training
 from vgrad_torch.records import Snapshot, Stats
 from vgrad_torch.report import figures
 from vgrad_torch.report.figures import style
-from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 from vgrad_torch.training.data import load
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import vgrad_torch as vg
 from tests.support.parallel import X, Y, chain, sgd
+from vgrad_torch import training
 from vgrad_torch.distributed.team import team
 from vgrad_torch.errors import UsageError
-from vgrad_torch.training import loop as training
 from vgrad_torch.training.data import Dataset
 from vgrad_torch.training.recipes import recipe
 

@@ -19,12 +19,12 @@ from joblib.externals.loky import reusable_executor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import ROOT
+from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
 from vgrad_torch.sweep import grid as sweep
 from vgrad_torch.sweep import heatmap, summary
 from vgrad_torch.sweep import outcome as outcomes
-from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 
 SMALL: dict[str, Any] = {"hidden": (4,), "epochs": 1}
@@ -87,7 +87,7 @@ def test_a_failed_cell_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     grid = sweep.grid({"lr": [1e20, 0.025]}, 1, name="s", runs=str(tmp_path), epochs=1)
     failed, fine = sweep.run(grid)
     assert failed.error is not None
-    assert failed.error.startswith("the loss became nan at step 1: the first non-finite value stands in")
+    assert failed.error.startswith("the loss became nan at step 1: the first non-finite value is in")
     assert (failed.verdict, failed.finished, fine.error) == ("non-finite", True, None)
     bad, good = summary.rows([failed, fine])
     assert (bad.failed, good.failed, bad.verdicts) == (1, 0, {"non-finite": 1})
@@ -269,7 +269,7 @@ def test_a_killed_worker_is_one_sentence_and_the_finished_cells_are_kept(tmp_pat
             os.kill(worker, signal.SIGKILL)
 
     grid = small(tmp_path, 6)
-    with pytest.raises(UsageError, match="was killed, perhaps for lack of memory. Finished runs are kept"):
+    with pytest.raises(UsageError, match=r"was killed, perhaps for lack of memory. Finished runs are kept"):
         sweep.run(grid, jobs=2, on_outcome=kill)
     assert 1 <= len(grid.finished()) < 6
 

@@ -23,10 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests.support import browser
+from vgrad_torch import training
 from vgrad_torch.records import LayerSnapshot
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.histograms import LOG_EXPONENTS
-from vgrad_torch.training import loop as training
 from vgrad_torch.training import recipes
 
 Runs = Mapping[str, training.Result]

@@ -24,16 +24,16 @@ import torch
 
 from tests.scripts import fuzz, kills
 from tests.support.disk import files_of_at_most
+from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.files import decode, encode, write_whole
 from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard.eventfile import cut
 from vgrad_torch.tensorboard.writer import Writer
-from vgrad_torch.training import checkpoints, recipes, seals
-from vgrad_torch.training import loop as training
-from vgrad_torch.training.checkpoints import begun
+from vgrad_torch.training import checkpoint_file, checkpoints, recipes
 from vgrad_torch.training.recipes import recipe
-from vgrad_torch.training.signals import Wish
+from vgrad_torch.training.run_folder import RunFolder
+from vgrad_torch.training.signals import StopSignals
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def resume(folder: Path, **given: Any) -> training.Result:
-    found = begun(folder)
-    return training.run(found.config, begun=found, **given)
+    found = RunFolder.read(folder)
+    return training.run(found.config, saved=found, **given)
 
 
 def final_weights_agree(result: training.Result, other: training.Result) -> bool:
@@ -95,7 +95,7 @@ def test_it_is_written_at_the_start_after_each_epoch_and_at_the_end(
 
     def note(path: Path, content: bytes) -> None:
         write_whole(path, content)
-        progress = begun(path.parent).progress
+        progress = RunFolder.read(path.parent).progress
         assert progress is not None
         written.append((len(progress.epochs) - 1, progress.log is not None, progress.finished))
 
@@ -114,7 +114,7 @@ def test_each_epoch_draws_from_where_the_last_one_left_the_generator(tmp_path: P
     generator.set_state(initial)
     for _ in range(3):
         torch.randperm(1000, generator=generator)
-    assert torch.equal(begun(result.folder).tensors["order"], generator.get_state())
+    assert torch.equal(RunFolder.read(result.folder).tensors["order"], generator.get_state())
 
 
 # --- whole or not there ---------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_warning_and_the_last_checkpoint_stays(tmp_path: Path
     assert final_weights_agree(full, undisturbed)
     assert full.monitor.writer.fault is None
     assert sorted(path.name for path in full.folder.iterdir())[:2] == ["checkpoint.pt", "config.json"]
-    progress = begun(full.folder).progress
+    progress = RunFolder.read(full.folder).progress
     assert progress is not None
     assert (len(progress.epochs), progress.finished) == (2, False)
     assert final_weights_agree(resume(full.folder), undisturbed)
@@ -209,7 +209,7 @@ def test_what_was_logged_before_a_fault_is_kept_and_the_fault_is_remembered(tmp_
     finally:
         stop.leave()
     folder = Path(config.runs, config.name)
-    progress = begun(folder).progress
+    progress = RunFolder.read(folder).progress
     assert progress is not None
     assert len(progress.epochs) == 3  # the disk was full for the next checkpoint too, or the run had ended
     assert final_weights_agree(resume(folder), training.run(replace(config, name="undisturbed")))
@@ -220,38 +220,38 @@ def test_what_was_logged_before_a_fault_is_kept_and_the_fault_is_remembered(tmp_
 
 
 def other_version(path: Path) -> None:
-    content = dict(seals.unseal(path.read_bytes()))
-    path.write_bytes(seals.seal({**content, "version": 2}))
+    content = dict(checkpoint_file.unpack(path.read_bytes()))
+    path.write_bytes(checkpoint_file.pack({**content, "version": 2}))
 
 
 def of_another_optimizer(path: Path) -> None:
-    content = dict(seals.unseal(path.read_bytes()))
+    content = dict(checkpoint_file.unpack(path.read_bytes()))
     for state in content["optimizer"]["state"].values():
         state["momentum_buffer"] = state.pop("square_avg")
-    path.write_bytes(seals.seal(content))
+    path.write_bytes(checkpoint_file.pack(content))
 
 
 def that_counts_no_steps(path: Path) -> None:
-    content = dict(seals.unseal(path.read_bytes()))
+    content = dict(checkpoint_file.unpack(path.read_bytes()))
     for state in content["optimizer"]["state"].values():
         state["step"].fill_(-1e30)
-    path.write_bytes(seals.seal(content))
+    path.write_bytes(checkpoint_file.pack(content))
 
 
 def of_another_network(path: Path) -> None:
-    content = dict(seals.unseal(path.read_bytes()))
+    content = dict(checkpoint_file.unpack(path.read_bytes()))
     content["model"] = {name: value[:1] for name, value in content["model"].items()}
-    path.write_bytes(seals.seal(content))
+    path.write_bytes(checkpoint_file.pack(content))
 
 
 def with_a_log_elsewhere(path: Path) -> None:
-    content = dict(seals.unseal(path.read_bytes()))
+    content = dict(checkpoint_file.unpack(path.read_bytes()))
     elsewhere = path.parent.parent / "precious-tfevents"
     elsewhere.write_bytes(b"precious")
     progress = json.loads(content["progress"])
     progress["log"] |= {"file": "../precious-tfevents", "size": 0}
     content["progress"] = json.dumps(progress)
-    path.write_bytes(seals.seal(content))
+    path.write_bytes(checkpoint_file.pack(content))
 
 
 def a_folder(path: Path) -> None:
@@ -265,10 +265,10 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit": (lambda path: path.write_bytes(b"p" + path.read_bytes()[1:]), "it is damaged, or"),
     "torch's": (lambda path: torch.save({"model": torch.zeros(3)}, path), "it is damaged, or"),
     "pickled": (lambda path: path.write_bytes(fuzz.sealed(pickle.dumps([1, 2]))), "cannot be used: "),
-    "keys": (lambda path: path.write_bytes(seals.seal({"model": 1})), "cannot be used: 'version'"),
+    "keys": (lambda path: path.write_bytes(checkpoint_file.pack({"model": 1})), "cannot be used: 'version'"),
     "version": (other_version, "it is of version 2, this reads 1"),
     "optimizer": (of_another_optimizer, "it is of another optimizer: parameter 0 has {"),
-    "steps": (that_counts_no_steps, "it counts the steps of parameter 0 wrongly"),
+    "steps": (that_counts_no_steps, "its step count of parameter 0 is wrong"),
     "network": (of_another_network, "Error(s) in loading state_dict for Sequential: size mismatch for"),
     "elsewhere": (with_a_log_elsewhere, "its event file is not one of this folder"),
     "folder": (a_folder, "checkpoint.pt cannot be read: Is a directory"),
@@ -297,7 +297,7 @@ def edited(**changes: Any) -> Callable[[Path], object]:
 
 
 CONFIGS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (Path.unlink, "holds no config.json, so it is no run to go on with; name the folder of a run"),
+    "missing": (Path.unlink, "holds no config.json, so it is not a run that can continue; name the folder of a run"),
     "no JSON": (lambda path: path.write_text("{"), "cannot be used (Expecting property name"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe\xff"), "cannot be used ("),
     "a list": (lambda path: path.write_text("[1]"), "cannot be used (it holds no named values)"),
@@ -332,7 +332,9 @@ def test_a_run_with_a_log_but_without_a_checkpoint_is_refused_and_left(
 ) -> None:
     (run / "checkpoint.pt").unlink()
     log = kills.events(run)
-    assert "holds no checkpoint.pt, so that run cannot go on; start a new one" in refused(capsys, "--resume", str(run))
+    assert "holds no checkpoint.pt, so this run cannot continue; start a new one" in refused(
+        capsys, "--resume", str(run)
+    )
     assert kills.events(run) == log
 
 
@@ -345,7 +347,12 @@ def test_a_run_killed_before_its_log_begins_at_the_start(killed: tuple[Path, tra
         if name != "config only":
             setup = training.set_up(undisturbed.config)
             checkpoints.Checkpoints(
-                folder, undisturbed.config, setup.data, setup.model, setup.optimizer, setup.generator
+                RunFolder(folder, undisturbed.config),
+                undisturbed.config,
+                setup.data,
+                setup.model,
+                setup.optimizer,
+                setup.generator,
             ).save(undisturbed.epochs[:1])
         if name == "log begun":
             writer = Writer(folder)
@@ -452,13 +459,13 @@ def test_a_file_is_only_cut_where_an_event_ends(tmp_path: Path) -> None:
     assert not cut(path, 16)
 
 
-def test_outside_the_main_thread_a_wish_does_nothing() -> None:
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen: list[object] = []
 
     def enter() -> None:
-        with Wish() as wish:
-            seen.append((wish.number, signal.getsignal(signal.SIGINT)))
+        with StopSignals() as signals:
+            seen.append((signals.number, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=enter)
     thread.start()
@@ -488,7 +495,7 @@ def test_the_fuzz_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             signal.raise_signal(signal.SIGALRM)
 
     whole = fuzz.originals(tmp_path)
-    monkeypatch.setattr(checkpoints, "unseal", careless)
+    monkeypatch.setattr(checkpoint_file, "unpack", careless)
     with pytest.raises(AssertionError, match="code from a file was run"):
         forge()
     with pytest.raises(TimeoutError):

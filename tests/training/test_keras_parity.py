@@ -22,8 +22,9 @@ import vgrad_torch as vg
 from tests import ROOT
 from tests.support import stack
 from tests.support.assertions import assert_is_tensor
+from vgrad_torch import training
+from vgrad_torch.distributed.team import Batches
 from vgrad_torch.training import evaluation, recipes
-from vgrad_torch.training import loop as training
 from vgrad_torch.training.data import Dataset, load
 
 Array = npt.NDArray[Any]
@@ -82,7 +83,7 @@ def network(oracle: Oracle, act: str) -> tuple[nn.Sequential, Optimizer]:
     return model, recipes.make_optimizer(model, config)
 
 
-def keras_batches(order: Array, data: Dataset) -> training.Batches:
+def keras_batches(order: Array, data: Dataset) -> Batches:
     """One epoch of Keras' batches for each call."""
     epochs = iter(torch.from_numpy(order.astype(np.int64)))
     return lambda: ((data.x_train[part], data.y_train[part]) for part in next(epochs).split(BATCH))

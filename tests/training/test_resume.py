@@ -21,15 +21,15 @@ import torch
 from tests import ROOT
 from tests.scripts import kills
 from tests.support import browser
+from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
 from vgrad_torch.files import encode, lock
 from vgrad_torch.records import Snapshot
 from vgrad_torch.tensorboard.tags import COST
-from vgrad_torch.training import loop as training
-from vgrad_torch.training.checkpoints import begun
 from vgrad_torch.training.evaluation import Epoch
 from vgrad_torch.training.recipes import TrainConfig, departures, read_config, recipe, write_config
+from vgrad_torch.training.run_folder import RunFolder
 
 PLANS: dict[str, dict[str, Any]] = {
     "shuffled anew, Adam, batch norm": {
@@ -59,8 +59,8 @@ def watched(config: TrainConfig) -> tuple[training.Result, list[Path]]:
 
 
 def resumed(folder: Path, **given: Any) -> training.Result:
-    run = begun(folder)
-    return training.run(run.config, begun=run, **given)
+    run = RunFolder.read(folder)
+    return training.run(run.config, saved=run, **given)
 
 
 def seen(result: training.Result) -> list[Any]:
@@ -81,7 +81,7 @@ def assert_same(result: training.Result, undisturbed: training.Result) -> None:
     assert scored(result) == scored(undisturbed)
     assert (result.monitor.losses, result.monitor.step) == (undisturbed.monitor.losses, undisturbed.monitor.step)
     assert str(result.diagnosis) == str(undisturbed.diagnosis)
-    kept, whole = (begun(each.folder) for each in (result, undisturbed))
+    kept, whole = (RunFolder.read(each.folder) for each in (result, undisturbed))
     assert kept.progress is not None
     assert kept.progress.finished
     states = kept.tensors["optimizer"]["state"], whole.tensors["optimizer"]["state"]
@@ -104,7 +104,7 @@ def test_a_run_killed_at_any_sample_ends_like_one_that_was_not(plan: str, tmp_pa
 def test_what_a_kill_left_is_less_than_the_whole(tmp_path: Path) -> None:
     undisturbed, copies = watched(config_of("shuffled anew, Adam, batch norm", tmp_path))
     assert 10 < len(kills.events(copies[3])) < len(kills.events(undisturbed.folder))
-    progress = begun(copies[-1]).progress
+    progress = RunFolder.read(copies[-1]).progress
     assert progress is not None
     assert not progress.finished
     assert len(progress.epochs) == 4
@@ -128,8 +128,8 @@ def test_torchs_own_random_numbers_go_on_where_they_were(tmp_path: Path) -> None
                 signal.raise_signal(signal.SIGTERM)
 
         with suppress(training.Stopped):
-            kept = begun(tmp_path / name) if resume else None
-            training.run(replace(config, name=name), begun=kept, on_epoch=draw)
+            kept = RunFolder.read(tmp_path / name) if resume else None
+            training.run(replace(config, name=name), saved=kept, on_epoch=draw)
 
     whole: list[float] = []
     parts: list[float] = []
@@ -155,7 +155,7 @@ def test_a_run_interrupted_again_and_again_ends_all_the_same(tmp_path: Path) -> 
         try:
             result = resumed(tmp_path / "again", on_sample=stop_at(0))
         except training.Stopped:
-            steps.append(begun(tmp_path / "again").progress)
+            steps.append(RunFolder.read(tmp_path / "again").progress)
         else:
             break
     assert len(steps) == len(undisturbed.monitor.history) - 1
@@ -201,7 +201,7 @@ def test_a_signal_ends_the_run_behind_its_step_which_is_kept(plan: str, number: 
         training.run(replace(config, name="stopped"), on_sample=stop_at(step, number))
     assert stopped.value.number == number
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    progress = begun(tmp_path / "stopped").progress
+    progress = RunFolder.read(tmp_path / "stopped").progress
     assert progress is not None
     assert progress.monitor is not None
     assert progress.monitor.step == step + 1
@@ -229,7 +229,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_says_how_to_go_on(
+def test_the_command_says_how_to_continue(
     number: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_run = training.run
@@ -237,7 +237,7 @@ def test_the_command_says_how_to_go_on(
     monkeypatch.setattr(training, "run", lambda *a, **k: plain_run(*a, **{**k, "on_sample": stop_at(32, number)}))
     assert main(["train", "--data", "circles", "--epochs", "3", "--name", "x", "--runs", str(tmp_path)]) == code
     error = capsys.readouterr().err
-    assert error == f"vgrad: stopped after step 33; go on with: vgrad train --resume {tmp_path / 'x'}\n"
+    assert error == f"vgrad: stopped after step 33; continue with: vgrad train --resume {tmp_path / 'x'}\n"
     monkeypatch.setattr(training, "run", plain_run)
     assert main(["train", "--resume", str(tmp_path / "x")]) == 0
     printed = capsys.readouterr().out
@@ -341,9 +341,9 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--lr", "0.5"], "--lr 0.5: the run {run} was begun with 0.001, and goes on as it began; leave it out"),
-        (["--epochs", "50"], "--epochs 50: the run {run} was begun with 1, and goes on as it began"),
-        (["--data", "digits"], "--data digits: the run {run} was begun with circles"),
+        (["--lr", "0.5"], "--lr 0.5: the run {run} was started with 0.001 and continues with it; leave it out"),
+        (["--epochs", "50"], "--epochs 50: the run {run} was started with 1 and continues with it"),
+        (["--data", "digits"], "--data digits: the run {run} was started with circles"),
         (["--weight-decay", "0.1"], "--weight-decay 0.1: the run"),
         (["--residual"], "--residual True: the run"),
         (["--runs", "elsewhere"], "--runs elsewhere: the run"),

@@ -12,11 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
+from vgrad_torch import training
 from vgrad_torch.distributed.team import Team
 from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.training import evaluation, recipes
-from vgrad_torch.training import loop as training
+from vgrad_torch.training.nonfinite import find_nonfinite
 from vgrad_torch.training.recipes import recipe
 from vgrad_torch.watching.watch import watch
 
@@ -146,17 +147,17 @@ def test_the_first_non_finite_value_is_found_in_the_weights(name: str) -> None:
     with watch(model, torch.optim.SGD(model.parameters(), lr=0.1)) as monitor:
         monitor.step = 5
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
-        words = training.find_nonfinite(model, nn.functional.cross_entropy, x, y, monitor)
+        words = find_nonfinite(model, nn.functional.cross_entropy, x, y, monitor)
     expected = f"the weight of {name} before the step (1 of 16 values)"
-    assert words == f"the loss became nan at step 5: the first non-finite value stands in {expected}"
+    assert words == f"the loss became nan at step 5: the first non-finite value is in {expected}"
 
 
 def test_a_loss_that_overflows_by_itself_is_said_to() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     with watch(model, torch.optim.SGD(model.parameters(), lr=0.1)) as monitor:
         x, y = torch.ones(2, 4), torch.tensor([0, 1])
-        words = training.find_nonfinite(model, lambda out, y: out.sum() * math.inf, x, y, monitor)
-    assert "it arises in the loss itself, from finite outputs of up to" in words
+        words = find_nonfinite(model, lambda out, y: out.sum() * math.inf, x, y, monitor)
+    assert "only the loss is not finite, from finite outputs of up to" in words
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_the_ranks_shares_are_the_batch_dealt_one_by_one() -> None:
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UsageError, match="a file is in its way"):
+    with pytest.raises(UsageError, match="a file has this name"):
         training.run(short(tmp_path, name="taken"))
     with pytest.raises(UsageError, match="cannot make the folder"):
         training.run(short(tmp_path / "taken"))

@@ -1,4 +1,4 @@
-"""What the commands do, and all that they print. What is heavy is imported where it is needed."""
+"""The commands and what they print. Slow imports are inside the functions that need them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vgrad_torch.cli.suggestions import FLAGS, command_line, print_next
 from vgrad_torch.distributed import launch
 from vgrad_torch.errors import UsageError
 from vgrad_torch.verdict.labels import printable
@@ -29,73 +29,64 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise UsageError(f"--monitor {text!r} is not a regular expression: {error}") from None
 
 
-_FLAGS = {
-    "data": "DATA", "act": "ACT", "init": "INIT", "hidden": "HIDDEN", "norm": "NORM", "residual": "RESIDUAL",
-    "gain": "GAIN", "bias": "BIAS", "optimizer": "OPT", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WD",
-    "clip": "CLIP", "batch": "BATCH", "epochs": "EPOCHS", "seed": "SEED",
-    "every": "EVERY", "name": "NAME", "runs": "RUNS", "data_dir": "DATA_DIR",
-}  # fmt: skip
-"""Option of `vgrad train` -> variable of `make train`."""
-
-
-def complain(words: str) -> None:
-    """Say on stderr what went wrong; of several processes that torchrun started, one on each host."""
+def complain(message: str) -> None:
+    """Print an error on stderr; of the processes of torchrun, only one on each host prints."""
     if launch.speaks_for_its_host():
-        print(f"vgrad: {words}", file=sys.stderr)
+        print(f"vgrad: {message}", file=sys.stderr)
 
 
 def _console() -> Any:
-    """The terminal; into a file or a pipe a sentence goes as one line."""
+    """The terminal. In a file or a pipe, a paragraph is one line."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train one network and show how it goes."""
+    """Train one network and show the progress."""
     pattern = _pattern(options.monitor) if options.monitor else None
-    with _ending_at_once():
+    with _exit_at_once():
+        from vgrad_torch import training
         from vgrad_torch.cli.displays import RunDisplay
         from vgrad_torch.distributed.team import team
-        from vgrad_torch.training import loop as training
         from vgrad_torch.training import recipes
 
-    given = {name: getattr(options, name) for name in _FLAGS}
+    given = {name: getattr(options, name) for name in FLAGS}
     ranks = team()
-    begun = None if options.resume is None else ranks.first(lambda: _begun(options.resume, given))
-    if begun is None:
+    saved = None if options.resume is None else ranks.first(lambda: _saved_run(Path(options.resume), given))
+    if saved is None:
         config = recipes.recipe(**{**given, "data": options.data or "digits"})
-        begun = ranks.first(lambda: _cut_short(config, given))
-    if begun is not None and begun.finished:  # what was asked for is there: no failure
-        print(f"The run {begun.folder} is finished after {begun.config.epochs} epochs; nothing is left to train.")
-        return 3 if begun.verdict in options.fail_on else 0
-    if begun is not None:
-        config, given = begun.config, recipes.departures(begun.config)
+        saved = ranks.first(lambda: _restarted_run(config, given))
+    if saved is not None and saved.finished:  # no failure: the run that was asked for is there
+        print(f"The run {saved.path} is finished after {saved.config.epochs} epochs; nothing is left to train.")
+        return 3 if saved.verdict in options.fail_on else 0
+    if saved is not None:
+        config, given = saved.config, recipes.departures(saved.config)
     console = _console()
     display = RunDisplay(config, console, pattern)
     try:
         with display:
             result = training.run(
-                config, begun=begun, team=ranks,
+                config, saved=saved, team=ranks,
                 say=display.print_line, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
             )  # fmt: skip
     except training.Stopped as stopped:
-        complain(f"{stopped}; go on with: {_command('train', {'resume': stopped.folder})}")
+        complain(f"{stopped}; continue with: {command_line('train', {'resume': stopped.folder})}")
         return 128 + stopped.number
     except training.NonFiniteError as error:
-        complain(f"{error}. Training stopped, the log up to there is kept; try a smaller --lr")
+        complain(f"{error}. The training stopped, and the log up to there is kept; try a smaller --lr")
         return 3 if "non-finite" in options.fail_on else 2
     _print_result(result, console)
     if result.monitor.writer.fault:
-        print(f"vgrad: the log is not whole: {result.monitor.writer.fault}", file=sys.stderr)
+        print(f"vgrad: the log is not complete: {result.monitor.writer.fault}", file=sys.stderr)
         return 1
-    _print_next({**given, "runs": str(result.folder.parent)}, config, console)
+    print_next({**given, "runs": str(result.folder.parent)}, config, console)
     return 3 if result.diagnosis.verdict in options.fail_on else 0
 
 
 @contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process without a word from Python: modules that are half imported would stumble over it."""
+def _exit_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process at once, without exceptions in modules that are only half imported."""
 
     def end(number: int, frame: object) -> None:
         os.write(2, b"\nvgrad: stopped\n")
@@ -109,29 +100,29 @@ def _ending_at_once() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _begun(folder: str, given: Mapping[str, Any]) -> Any:
-    """The run to go on with; an option beside it must say what its config says, but for where the data are."""
+def _saved_run(path: Path, given: Mapping[str, Any]) -> Any:
+    """The run to continue. Options beside --resume must equal its config, except for the data's folder."""
     from dataclasses import replace
 
-    from vgrad_torch.training import checkpoints
+    from vgrad_torch.training.run_folder import RunFolder
 
-    begun = checkpoints.begun(Path(folder))
+    saved = RunFolder.read(path)
     for name, value in given.items():
-        was = getattr(begun.config, name)
+        was = getattr(saved.config, name)
         if value not in (None, was) and name != "data_dir":
-            words = f"the run {folder} was begun with {was}, and goes on as it began"
-            raise UsageError(f"--{name.replace('_', '-')} {value}: {words}; leave it out, or start a new run")
-    return replace(begun, config=replace(begun.config, data_dir=given["data_dir"] or begun.config.data_dir))
+            reason = f"the run {path} was started with {was} and continues with it"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {reason}; leave it out, or start a new run")
+    return replace(saved, config=replace(saved.config, data_dir=given["data_dir"] or saved.config.data_dir))
 
 
-def _cut_short(config: Any, given: Mapping[str, Any]) -> Any:
-    """The run that torchrun starts these processes anew for, if it had begun."""
+def _restarted_run(config: Any, given: Mapping[str, Any]) -> Any:
+    """The run that these processes of torchrun began before torchrun restarted them; None if there is none."""
     if not launch.restarts():
         return None
-    from vgrad_torch.training import loop as training
+    from vgrad_torch.training.run_folder import RunFolder
 
-    folder = training.folder_of_this_launch(Path(config.runs))
-    return folder and _begun(str(folder), given)
+    saved = RunFolder.of_this_launch(Path(config.runs))
+    return saved and _saved_run(saved.path, given)
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -171,39 +162,6 @@ def _print_result(result: Any, console: Any) -> None:
     console.print(f"\nLogged in {result.folder}.", markup=False)
 
 
-def _print_next(given: Mapping[str, Any], config: Any, console: Any) -> None:
-    """What to type next: this run's command with another activation or other weights."""
-    other = {"sigmoid": "relu"}.get(config.act, "sigmoid")
-    rows = [(_command("board", {"runs": given["runs"]}), "see the histograms in TensorBoard")]
-    given = {name: given.get(name) for name in _FLAGS if name != "name"}
-    if config.hidden:
-        rows.append((_command("train", {**given, "act": other}), f"the same with {other}"))
-    if config.hidden and config.init != "he":
-        rows.append((_command("train", {**given, "act": "relu", "init": "he"}), "relu with weights made for it"))
-    console.print("Next:", markup=False)
-    width = max(len(command) for command, _ in rows)
-    for command, meaning in rows:
-        console.print(f"  {command:<{width}}  {meaning}", markup=False)
-
-
-def _command(name: str, options: Mapping[str, Any]) -> str:
-    """A command line of make's, if make started this, else of vgrad's; what the recipe has anyway is left out."""
-    words = ["make" if "VGRAD_MAKE" in os.environ else "vgrad", name]
-    if name == "train" and words[0] == "make" and "VGRAD_NPROC" in os.environ:
-        words.append(f"NPROC={shlex.quote(os.environ['VGRAD_NPROC'])}")
-    defaults = {"data": "digits", "runs": "runs"}
-    for option, value in options.items():
-        if value is None or value == defaults.get(option):
-            continue
-        variable = _FLAGS.get(option, option.upper())
-        if value is True:
-            words.append(f"{variable}=1" if words[0] == "make" else f"--{option}")
-            continue
-        text = shlex.quote(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-        words.append(f"{variable}={text}" if words[0] == "make" else f"--{option.replace('_', '-')} {text}")
-    return " ".join(words)
-
-
 def predict(options: argparse.Namespace) -> int:
     """Show what theory expects."""
     from vgrad_torch.cli import terminal
@@ -221,8 +179,8 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def preflight(options: argparse.Namespace) -> int:
-    """Judge a network from one batch and, if asked, try what could mend it."""
-    names = [name for name in _FLAGS if hasattr(options, name)]
+    """Check a network on one batch and, if asked, try fixes."""
+    names = [name for name in FLAGS if hasattr(options, name)]
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     layers: Mapping[str, Any] = {} if options.layers is None else {"layers": options.layers}
     if options.target is None:
@@ -234,12 +192,12 @@ def preflight(options: argparse.Namespace) -> int:
     if tried is not None:
         print(f"\nWhat if\n\n{tried.text(width)}")
     if tried is not None and options.target is None and tried.best is not None and tried.best.remedy.flags is not None:
-        print(f"\nOr: {_command('train', {**given, **tried.best.remedy.flags})}")
+        print(f"\nOr: {command_line('train', {**given, **tried.best.remedy.flags})}")
     return 3 if found.verdict in options.fail_on else 0
 
 
 def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
-    from vgrad_torch.training import loop as training
+    from vgrad_torch import training
     from vgrad_torch.training import recipes
     from vgrad_torch.trials import preflight as checkup
     from vgrad_torch.trials import what_if as whatif
@@ -267,7 +225,7 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: M
 
 
 def report(options: argparse.Namespace) -> int:
-    """Show the verdict on a logged run, or on several, and write the pictures into a file."""
+    """Show the verdict on one or several logged runs, and write the pictures into a file."""
     from vgrad_torch.report import comparison
     from vgrad_torch.report import report as reports
 
@@ -290,7 +248,7 @@ def _is_free(port: int) -> bool:
 
 
 def board(options: argparse.Namespace) -> int:
-    """Become TensorBoard."""
+    """Replace this process by TensorBoard."""
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port must be between 0 and 65535, not {options.port}")
     if not os.path.isdir(options.runs):

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from vgrad_torch import training
 from vgrad_torch.errors import UsageError
 from vgrad_torch.files import lock, write_whole
-from vgrad_torch.training import loop as training
 from vgrad_torch.training.recipes import TrainConfig
 
 RESULT = "result.json"

@@ -147,7 +147,7 @@ def read_config(folder: Path) -> TrainConfig:
         config: TrainConfig = decode(TrainConfig, given)
     except (FileNotFoundError, NotADirectoryError):
         wanted = "name the folder of a run, as in runs/digits-relu-uniform-s0"
-        raise UsageError(f"{folder} holds no {CONFIG}, so it is no run to go on with; {wanted}") from None
+        raise UsageError(f"{folder} holds no {CONFIG}, so it is not a run that can continue; {wanted}") from None
     except (UsageError, OSError, ValueError, AttributeError, RecursionError) as error:
         reason = "it holds no named values" if isinstance(error, AttributeError) else " ".join(str(error).split())
         raise UsageError(f"{path} cannot be used ({reason}): it is damaged, or of another version") from None

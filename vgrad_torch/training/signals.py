@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which a loop looks up where it can stop."""
+"""Turns Ctrl-C and SIGTERM into a flag that the loop checks between steps."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from types import FrameType
 from typing import Any
 
 
-class Wish:
+class StopSignals:
     """Inside the block the first Ctrl-C or SIGTERM only sets `number`; a second one acts at once, as usual.
 
-    Outside the main thread, where Python takes no signals, it does nothing.
+    Outside the main thread it does nothing, since Python handles signals in the main thread only.
 
-    >>> with Wish() as wish:
+    >>> with StopSignals() as signals:
     ...     signal.raise_signal(signal.SIGTERM)
-    >>> wish.number == signal.SIGTERM
+    >>> signals.number == signal.SIGTERM
     True
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """The signal that came, if one did."""
+        """The number of the signal that came, or None."""
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Wish:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._set_number) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,6 +36,6 @@ class Wish:
             signal.signal(number, handler)
         self._before = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _set_number(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__()
