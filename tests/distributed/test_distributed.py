@@ -260,7 +260,7 @@ def test_all_ranks_come_to_the_same_verdict_where_their_batch_norms_differ(ranks
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["broken"] == ranks[1]["broken"]
-    assert ranks[0]["broken"].startswith("on rank 1: the loss became nan at step 0: the first non-finite value stands")
+    assert ranks[0]["broken"].startswith("on rank 1: the loss became nan at step 0: the first non-finite value is")
 
 
 def test_what_one_rank_is_refused_all_are(ranks: list[dict[str, Any]]) -> None:

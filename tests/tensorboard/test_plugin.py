@@ -200,7 +200,7 @@ def test_a_profile_comes_with_the_waterfall_of_its_step(board: Opened, tmp_path:
     times = "\N{MULTIPLICATION SIGN}"
     for step in (0, 9):
         waterfall = opened.unpack("profile", run="a", tag="gradient_flow", step=step)[0]["waterfall"]
-        assert waterfall["text"].startswith("fc1 receives 2e-4 of the gradient that cell#2 receives ")
+        assert waterfall["text"].startswith("The RMS of the gradient at fc1 is 2e-4 of that at cell#2 ")
         bars = [(bar["kind"], bar["start"], bar["end"], bar["number"], bar["tip"]) for bar in waterfall["bars"]]
         assert bars == [
             ("weight", 2, 2, f"{times}0.1", f"weights of cell#2: {times}0.1"),

@@ -269,7 +269,7 @@ def test_the_waterfall_shows_each_factor_and_its_share(tab: Tab) -> None:
     assert weights + activations == pytest.approx(math.log10(og[0] / og[2]))
     share = round(100 * verdicts_shares(og, ig)["activation"])
     assert sentences["a"] == (
-        "fc1 receives 2e-4 of the gradient that fc3 receives "
+        "The RMS of the gradient at fc1 is 2e-4 of that at fc3 "
         f"(weights {TIMES}{10**weights:.2g}, activations {TIMES}{10**activations:.2g}). "
         f"Share of this decrease: activations {share} %, weights {100 - share} %."
     )
@@ -284,7 +284,7 @@ def test_the_waterfall_shows_each_factor_and_its_share(tab: Tab) -> None:
 
 
 NAMES = ["fc1", "fc2", "fc3"]
-RECEIVES = "fc1 receives {} the gradient that fc3 receives ({})."
+RECEIVES = "The RMS of the gradient at fc1 is {} that at fc3 ({})."
 NAN, INF = math.nan, math.inf
 WATERFALLS: dict[str, tuple[list[float], list[float], str, str]] = {
     "both take": ([1e-4, 1e-2, 1], [NAN, 1e-3, 1e-1], RECEIVES.format("1e-4 of", "weights *0.01, activations *0.01"),
@@ -457,7 +457,7 @@ def test_zeros_and_nonfinite_have_their_own_colours(awkward: Tab) -> None:
     keys = awkward.ask("return texts('#legend .key')")
     assert keys == ["exactly zero", "NaN or infinite", "not measured"]
     assert awkward.sentences()["zeros"] == (
-        f"fc2 receives 0.1 of the gradient that fc3 receives (not split {TIMES}0.1). "
+        f"The RMS of the gradient at fc2 is 0.1 of that at fc3 (not split {TIMES}0.1). "
         "Without input gradients, weights and activations cannot be told apart. "
         "The gradient of fc1 is exactly zero, so there are no factors from there on."
     )

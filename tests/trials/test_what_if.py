@@ -187,7 +187,7 @@ def test_a_remedy_gives_the_same_model_as_build_mlp_with_its_options(name: str, 
 def test_a_healthy_net_gets_no_remedies() -> None:
     result = what_if(mlp([64, 64, 64, 10]), cross_entropy, batch(64))
     assert (result.best, result.trials) == (None, ())
-    assert str(result).startswith("Nothing to fix: ")
+    assert str(result).startswith("Nothing to fix. ")
 
 
 def test_ten_healthy_nets_of_the_grid_get_no_advice() -> None:

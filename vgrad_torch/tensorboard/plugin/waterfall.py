@@ -125,7 +125,7 @@ def _product(first: str, last: str, factors: Sequence[Factor]) -> str:
     total = sum(logs.values())
     ratio = _number(total) + (" of" if total < 0 else " times")
     parts = ", ".join(f"{_NAMES[kind]} {TIMES}{_number(log)}" for kind, log in logs.items())
-    return f"{first} receives {ratio} the gradient that {last} receives ({parts})."
+    return f"The RMS of the gradient at {first} is {ratio} that at {last} ({parts})."
 
 
 def _shares(factors: Sequence[Factor]) -> str:
