@@ -23,7 +23,12 @@ from tests.support.parallel import STEPS, X, Y
 from vgrad_torch.distributed.ranks import merged
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream, "record_event"), reason="in this torch fully_shard does not work on a CPU"
+    ),
+]
 
 SCRIPT = Path(sharded.__file__)
 SHARDINGS = (

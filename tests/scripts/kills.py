@@ -34,9 +34,13 @@ Event = tuple[Any, ...]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """With one thread: another number of them adds in another order."""
+    """Train with one thread, since the order of sums depends on the number of threads; warnings are errors.
+
+    Torch 2.6 itself leaves a temporary folder to the end of the process.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "vgrad_torch", "train", *arguments]
+    warnings = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
+    command = [sys.executable, *warnings, "-m", "vgrad_torch", "train", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
