@@ -66,7 +66,7 @@ def assert_same_log(runs: Path, alone: dict[str, Any]) -> None:
 
 
 def test_two_processes_train_as_one_and_end_alike(alone: dict[str, Any], tmp_path: Path) -> None:
-    """Torchrun looks at them so seldom that both have ended by themselves when it finds the first exit code."""
+    """Torchrun looks at them so rarely that both have usually ended by themselves; if not, it ends one with SIGTERM."""
     torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--monitor-interval", "3"]
     options = ["--monitor", "fc1.weight_gr", "--fail-on", "vanishing", "--epochs", "2", "--runs", str(tmp_path)]
     done = subprocess.run([*torchrun, *TRAIN, *options], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
@@ -75,7 +75,9 @@ def test_two_processes_train_as_one_and_end_alike(alone: dict[str, Any], tmp_pat
     assert "Next:" in done.stdout
     assert_same_log(tmp_path, alone)
     assert done.returncode == 1
-    assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["3", "3"]
+    codes = re.findall(r"exitcode +: (-?\d+)", done.stderr)
+    assert "3" in codes
+    assert set(codes) <= {"3", f"{-signal.SIGTERM}"}
     assert "Warning" not in done.stderr
 
 
