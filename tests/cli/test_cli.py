@@ -99,9 +99,10 @@ def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(r"fc1 784x512 0\.54 6\.8e-09 [█#]+[·.]+ 5\.2e-06 1\.3e-08 0\.094 fc2 512x256", printed)
     assert re.search(r"fc7 16x10 0\.12 9\.4e-03 [█#]{16} 1\.0e\+00 2\.7e-02 - ", printed)
-    assert "The gradient falls from fc7 to fc1: its norm at fc1 is 5.2e-06 of that at fc7. For one network" in printed
+    assert "The gradient falls from fc7 to fc1: fc1 is expected to receive 5.2e-06 of the gradient that fc7" in printed
+    assert "receives. One network in three differs from this by more than a factor of 1.1" in printed
     assert "xi is 0.25 layers, and about 6 xi = 1.5 layers can be trained" in printed
-    assert "chi_1 would be 1 at sigma_w^2 = 103 (gain 18 times this one)." in printed
+    assert "chi_1 would be 1 at sigma_w^2 = 103 (weights 18 times as large)." in printed
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_predict_shows_the_profile_and_explains_it(capsys: pytest.CaptureFixture
             ["The gradient keeps its size", "This is critical: a gradient passes through any number of layers."],
         ),
         (["--init", "he", "--gain", "3"], ["The gradient grows from fc7 to fc1", "the signal grows without bound"]),
-        (["--act", "gelu"], ["4 for small signals (gain", ", 2 for large ones (gain"]),
+        (["--act", "gelu"], ["4 for small signals (weights", ", 2 for large signals (weights"]),
         (["--widths", "5,1"], ["A single layer passes no gradient to others."]),
         (["--bias=-0.5"], ["the signal vanishes", "With this bias no weights are critical."]),
     ],

@@ -32,7 +32,7 @@ from vgrad_torch.tensorboard.runlog import read
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.training import recipes
 from vgrad_torch.verdict.diagnosis import diagnose
-from vgrad_torch.verdict.rules import two_digits
+from vgrad_torch.verdict.labels import two_digits
 
 
 @pytest.fixture(scope="module")

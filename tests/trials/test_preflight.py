@@ -355,11 +355,12 @@ def test_the_text_for_a_sigmoid_net_names_causes_and_the_verdict_for_adam() -> N
     result = failing()
     assert (result.verdict, result.steps) == ("vanishing", None)
     words = " ".join(str(result).split())
-    assert "In total, weights cause " in words
+    assert "Weights cause " in words
     assert "No optimizer was given, so the verdict is for SGD. The verdict for Adam is: vanishing." in words
     assert "All samples look nearly the same to the last layer" in words
     assert "For weights of this size, theory predicts that " in words
-    assert str(result).startswith("layer  size   gradient  expected  weight gain  activation gain  dead  saturated")
+    columns = "layer  size   relative gradient  expected  weight gain  activation gain  dead  saturated"
+    assert str(result).startswith(columns)
 
 
 def test_the_verdict_is_for_the_optimizers_family() -> None:
@@ -494,7 +495,7 @@ def test_the_text_names_layers_with_dead_and_saturated_units() -> None:
     dead = preflight(mlp([4, *[32] * 4, 3], bias_value=-3.0), cross_entropy, batch(4))
     assert "More than half of the units are dead" in " ".join(str(dead).split())
     saturated = preflight(mlp([64, *[64] * 3, 3], "tanh", "normal"), cross_entropy, batch(64))
-    assert "More than half of the activations are saturated behind fc1, fc2, fc3." in " ".join(str(saturated).split())
+    assert "More than half of the activations are saturated after fc1, fc2 and fc3." in " ".join(str(saturated).split())
 
 
 def test_inputs_may_be_tuples_and_dicts() -> None:

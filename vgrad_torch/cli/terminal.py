@@ -171,8 +171,8 @@ def prediction_table(prediction: Prediction, console: Console) -> Table:
     for column in (
         "output\nRMS",
         "output\ngradient\nRMS",
-        "its\nnorm",
-        "over\nlast's",
+        "gradient\nnorm",
+        "relative\nto last",
         "weight\ngradient\nRMS",
         "chi_1",
     ):
@@ -203,16 +203,18 @@ def _expected_ratio(prediction: Prediction) -> str:
     ratio = prediction.norm_ratio
     word = "falls" if ratio < KEPT[0] else "grows" if ratio > KEPT[1] else "keeps its size"
     return (
-        f"The gradient {word} from {last} to {first}: its norm at {first} is {ratio:.2g} of that at {last}. For one "
-        f"network in three this is off by more than a factor of {10 ** min(prediction.scatter, 300):.2g}."
+        f"The gradient {word} from {last} to {first}: {first} is expected to receive {ratio:.2g} of the gradient "
+        f"that {last} receives. One network in three differs from this by more than a factor of "
+        f"{10 ** min(prediction.scatter, 300):.2g}."
     )
 
 
 def _infinite_depth(criticality: Criticality) -> str:
-    signal = {0.0: "the signal vanishes", math.inf: "the signal grows without bound"}
-    settles = signal.get(criticality.fixed_point, f"the signal settles at q* = {criticality.fixed_point:.2g}")
+    limit = {0.0: "vanishes", math.inf: "grows without bound"}
+    signal = limit.get(criticality.fixed_point, f"settles at a variance of q* = {criticality.fixed_point:.2g}")
     layers = f"With infinitely many layers like these (sigma_w^2 = {criticality.variance:.3g})"
-    start = f"{layers}, {settles} and chi_1 is {criticality.chi:.3g}"
+    factor = f"each layer multiplies the gradient's squared norm by chi_1 = {criticality.chi:.3g}"
+    start = f"{layers}, the signal {signal}; {factor}"
     if math.isinf(criticality.depth_scale):
         return f"{start}. This is critical: a gradient passes through any number of layers."
     return (
@@ -224,9 +226,11 @@ def _infinite_depth(criticality: Criticality) -> str:
 def _critical(criticality: Criticality) -> str:
     if not criticality.critical_variances:
         return "With this bias no weights are critical."
-    which = ("for small signals ", "for large ones ") if len(criticality.critical_variances) > 1 else ("",)
+    which = ("for small signals ", "for large signals ") if len(criticality.critical_variances) > 1 else ("",)
     points = [
-        f"{variance:.3g} {words}(gain {gain:.2g} times this one)"
-        for variance, gain, words in zip(criticality.critical_variances, criticality.critical_gains, which, strict=True)
+        f"{variance:.3g} {signals}(weights {gain:.2g} times as large)"
+        for variance, gain, signals in zip(
+            criticality.critical_variances, criticality.critical_gains, which, strict=True
+        )
     ]
     return f"chi_1 would be 1 at sigma_w^2 = {', '.join(points)}."

@@ -16,7 +16,11 @@ class History:
     """Snapshots in order of their steps: at most `limit` snapshots, with at most `layers` layers in total.
 
     When it is full, every second snapshot is dropped, and from then on only every second one is kept. So it covers the
-    whole run evenly and its memory is bounded. The newest snapshot is always there.
+    whole run evenly and its memory is bounded. The newest snapshot is always kept.
+
+    Attributes:
+        limit: the largest number of snapshots, beside the newest.
+        layers: the largest number of layer calls in these snapshots together; two snapshots are kept in any case.
     """
 
     def __init__(self, limit: int = 4096, layers: int = 1 << 16) -> None:

@@ -16,23 +16,30 @@ QUANTITIES = ("weight", "weight_gradient", *ACTIVATIONS)
 
 @dataclass(frozen=True, slots=True)
 class LayerSnapshot:
-    """One call of one layer at one step. A value that does not exist is None, such as the gradient of a frozen layer.
+    """One call of one layer at one step.
+
+    Gradients are those of the loss, without the factor of a gradient scaler. A tensor is also None if `watch`
+    was told not to measure it.
 
     Attributes:
         number: the layer's place in forward order, from 1.
         name: its name in the model.
         kind: its type, such as `Linear`.
         size: fan-in x fan-out of its weight, such as `784x512`; empty without a matrix.
-        call: 2 for the second call of a layer that is used twice in a step.
-        weight: W before the step.
-        weight_gradient: dL/dW as the optimizer is about to use it.
-        output: z = Wx + b.
-        output_gradient: dL/dz.
-        input_gradient: W^T dL/dz, which the layer hands to the layer before it.
-        update_rms: RMS of the change of the weight in this step. Of a weight, or a rank's shard of it, with more than
-            8,192 entries it is estimated from so many, spread evenly.
-        activation_gain: RMS(output gradient) over RMS(input gradient of the next entry). In a chain of layers this is
-            the effect of the activation.
+        call: 1; 2 for the second call of a layer that is used twice in a step.
+        weight: W before the step. All weight matrices of the layer together, or its vectors if it has no matrix; None
+            if it has neither.
+        weight_gradient: dL/dW as the optimizer is about to use it; None if no weight has a gradient, as in a frozen
+            layer.
+        output: z = Wx + b; None if the layer was not called.
+        output_gradient: dL/dz; None if no gradient arrives at the layer, or if its scale is not known.
+        input_gradient: W^T dL/dz, which the layer hands to the layer before it; None if its input needs no gradient, as
+            in the first layer of most networks.
+        update_rms: RMS of the change of the weight in this step; None if the weight has no gradient or the optimizer
+            does not hold it. Of a weight, or a rank's shard of it, with more than 8,192 entries it is estimated from so
+            many, spread evenly.
+        activation_gain: RMS(output gradient) over RMS(input gradient of the next entry), without a unit. In a chain of
+            layers this is the effect of the activation. None if one of the two does not exist or the second is 0.
         rank_rms: in data parallel training, for each rank the RMS of its own part of the output gradient, on the same
             scale: with equal batches the RMS of these numbers is `output_gradient.rms`. NaN for a rank without such a
             gradient; empty for a single process. All other statistics are those of the joined batch.
@@ -66,12 +73,18 @@ class LayerSnapshot:
 
     @property
     def update_ratio(self) -> float | None:
-        """RMS of the weight's change in this step over RMS of the weight; measured, so it holds for any optimizer."""
+        """RMS of the weight's change in this step over RMS of the weight; measured, so it holds for any optimizer.
+
+        None if one of the two does not exist or the weight is zero.
+        """
         return _ratio(self.update_rms, _rms(self.weight))
 
     @property
     def weight_gain(self) -> float | None:
-        """RMS(input gradient) / RMS(output gradient): the effect of the weight on the gradient."""
+        """RMS(input gradient) / RMS(output gradient): the effect of the weight on the gradient.
+
+        None if one of the two does not exist or the second is 0.
+        """
         return _ratio(_rms(self.input_gradient), _rms(self.output_gradient))
 
 
@@ -98,9 +111,9 @@ class Snapshot:
     `snapshot["fc1"]` is the layer with this label.
 
     Attributes:
-        step: the number of optimizer steps before this one; 0 is untrained.
-        layers: in forward order.
-        wall_time: when it was made, in seconds since 1970.
+        step: the number of optimizer steps before this one; 0 is the untrained model.
+        layers: all calls of the watched layers, in forward order.
+        wall_time: when the snapshot was made, in seconds since 1970; 0.0 if that is not known.
     """
 
     step: int

@@ -12,6 +12,8 @@ from vgrad_torch.records.histogram import Histogram
 class Stats:
     """The statistics of one tensor. Mean, std, min and max are of its finite entries; NaN if there are none.
 
+    They have the unit of the tensor.
+
     Attributes:
         count: the number of all entries.
         zeros: the number of exact zeros of either sign.

@@ -18,6 +18,7 @@ from vgrad_torch.report import figures
 from vgrad_torch.report.comparison import FOLDER_SETTINGS, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.report.figures.style import svg
 from vgrad_torch.report.report import HEAD, Report, cells
+from vgrad_torch.verdict.diagnosis import legend
 from vgrad_torch.verdict.rules import ALARMS
 
 
@@ -68,7 +69,7 @@ def report_page(report: Report) -> str:
         _head(report.run.name, report.summary()),
         _verdict(report),
         *_figures(_pictures(report)),
-        _section("Layers", _table(HEAD, map(cells, report.rows))),
+        _section("Layers", _table(HEAD, map(cells, report.rows)) + _legend(report)),
         _settings(report),
     ]
     return _page(report.run.name, sections)
@@ -151,6 +152,11 @@ def _verdict(report: Report) -> str:
     paragraph = escape(text[:1].upper() + text[1:])
     body = f'{badge}<p>{paragraph}</p><p class="quiet">This verdict {origin}.</p>'
     return f'<div class="verdict {kind}">{body}</div>{remarks}'
+
+
+def _legend(report: Report) -> str:
+    lines = legend(row.state for row in report.rows)
+    return "".join(f'<p class="quiet">{escape(line)}</p>' for line in lines)
 
 
 def _settings(report: Report) -> str:

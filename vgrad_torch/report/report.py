@@ -12,8 +12,9 @@ from typing import Any
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.tensorboard.runlog import Run, read
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION, FIRST_NONFINITE, LOSS_TRAIN, VERDICT
-from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose, table
-from vgrad_torch.verdict.rules import VERDICTS, two_digits
+from vgrad_torch.verdict.diagnosis import LEGEND, Diagnosis, diagnose, legend, table
+from vgrad_torch.verdict.labels import two_digits
+from vgrad_torch.verdict.rules import VERDICTS
 
 _UNNAMED = "an optimizer that the log does not name"
 _UNCOUNTED = (
@@ -71,8 +72,9 @@ class Report:
         return "\n".join([f"{self.run.name}: {self.summary()}", "", *self.lines(), "", paragraph, *self.remarks()])
 
     def lines(self) -> Iterator[str]:
-        """The table of the layers."""
-        return table(HEAD, map(cells, self.rows))
+        """The table of the layers and the legend of their states."""
+        yield from table(HEAD, map(cells, self.rows))
+        yield from legend(row.state for row in self.rows)
 
     def summary(self) -> str:
         """One line: samples, steps, layers, loss and accuracy."""
@@ -133,11 +135,12 @@ def _gradient(layer: LayerSnapshot | None) -> float | None:
 
 
 def _logged_verdict(run: Run) -> Verdict | None:
-    """The verdict that the run wrote, without its table, which the report has too."""
+    """The verdict that the run wrote, without its table and legend, which the report has too."""
     if VERDICT not in run.texts:
         return None
     blocks = run.texts[VERDICT].replace("**", "").split("\n\n")
     paragraphs = [" ".join(block.split()) for block in blocks if not block.lstrip().startswith("|")]
+    paragraphs = [block for block in paragraphs if block not in LEGEND.values()]
     begin = next((i for i, block in enumerate(paragraphs) if block.partition(":")[0] in VERDICTS), 0)
     paragraph = " ".join(paragraphs[begin:])
     word = paragraph.partition(":")[0]

@@ -17,9 +17,9 @@ from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.trials.measure import LossFunction, measure
 from vgrad_torch.trials.units import LayerUnits
-from vgrad_torch.verdict.diagnosis import Diagnosis, LayerState, table
-from vgrad_torch.verdict.labels import listed
-from vgrad_torch.verdict.rules import family, judge, two_digits
+from vgrad_torch.verdict.diagnosis import Diagnosis, LayerState, legend, table
+from vgrad_torch.verdict.labels import listed, two_digits
+from vgrad_torch.verdict.rules import family, judge
 from vgrad_torch.verdict.waterfall import Waterfall, waterfall
 from vgrad_torch.watching.selection import Layers
 
@@ -132,17 +132,18 @@ def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
     return 20 * damping / (lr * 10.0**signal) if lr > 0 and damping > 0 and signal > -math.inf else None
 
 
-_HEAD = ("layer", "size", "gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
+_HEAD = ("layer", "size", "relative gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
          "update ratio", "state")  # fmt: skip
 
 
 def _table(result: Preflight) -> Iterator[str]:
-    """The table of the layers, without its empty columns."""
+    """The table of the layers without its empty columns, and the legend of their states."""
     predicted = _predicted_norms(result)
     units = {unit.label: unit for unit in result.units}
     rows = [_row(layer, units.get(layer.label), predicted.get(layer.label)) for layer in result.diagnosis.layers]
     filled = [any(column) for column in zip_longest(*rows)]
-    return table([*compress(_HEAD, filled)], [[*compress(row, filled)] for row in rows])
+    yield from table([*compress(_HEAD, filled)], [[*compress(row, filled)] for row in rows])
+    yield from legend(layer.word for layer in result.diagnosis.layers)
 
 
 def _predicted_norms(result: Preflight) -> dict[str, float]:
@@ -205,7 +206,7 @@ def _unit_remarks(hidden: Sequence[LayerUnits]) -> Iterator[str]:
         yield f"More than half of the units are dead in {listed(dead)}: their gradient is zero for every sample."
     saturated = [units.label for units in hidden if (units.saturated or 0) > 0.5]
     if saturated:
-        yield f"More than half of the activations are saturated behind {listed(saturated)}."
+        yield f"More than half of the activations are saturated after {listed(saturated)}."
 
 
 def _rounded(steps: float) -> str:

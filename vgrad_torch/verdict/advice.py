@@ -3,40 +3,73 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from vgrad_torch.verdict.evidence import Evidence
-from vgrad_torch.verdict.rules import ALARMS, family, judge, two_digits
+from vgrad_torch.verdict.labels import two_digits
+from vgrad_torch.verdict.rules import ALARMS, family, judge
 from vgrad_torch.verdict.waterfall import Factor, Waterfall
 
-Advice = Callable[[Evidence, str, Waterfall | None], Iterator[str]]
-"""Sentences, the most promising first, from the evidence, the optimizer's name and the waterfall."""
-
-_LARGE_UPDATE = -1.0  # log10: a step that changes a weight by more than a tenth of itself
+_LARGE_UPDATE = -1.0  # log10: a step that changes a weight by more than a tenth of its size
 _SIGMOID = 0.3  # a sigmoid's slope is at most 0.25
 _RELU = 0.6  # an activation above it keeps about as much as relu (0.71), or more
 _DEEP = 8  # layers
 
+_LARGER = "use larger initial weights (he for relu, glorot or orthogonal for tanh)."
+_LOOK_FOR_NAN = "look for NaN and infinity in the data, and for log(0) and division by zero in the loss."
 
-def _vanishing(evidence: Evidence, optimizer: str, falls: Waterfall | None) -> Iterator[str]:
-    first, *others = _against_weakening(evidence, falls)
+_SAME_FOR_ALL: Mapping[str, Sequence[str]] = {
+    "no gradient": (
+        "Next: look for detach(), no_grad() or .data between the layer and the loss, or for a branch that the loss "
+        "does not use.",
+        "If this is intended, set requires_grad_(False).",
+    ),
+    "slow": (
+        "Next: train for more steps or with a larger learning rate, and ask again.",
+        "If the error does not fall, use another initializer or another activation, as for a vanishing gradient.",
+    ),
+    "frozen": (
+        "Next: nothing, if this is intended. If not, set requires_grad_(True) and pass the weights to the optimizer.",
+    ),
+    "healthy": (
+        "Next: the gradient needs no change. If the network does not learn, check learning rate, data and loss.",
+    ),
+}
+"""Verdict -> its advice, where it depends on nothing else."""
+
+
+def advise(verdict: str, evidence: Evidence, optimizer: str, factors: Waterfall | None) -> tuple[str, ...]:
+    """Sentences, the most promising first. The first one begins with `Next:`."""
+    match verdict:
+        case "vanishing":
+            return tuple(_vanishing(evidence, optimizer, factors))
+        case "exploding":
+            return tuple(_exploding(evidence, factors))
+        case "dead":
+            return tuple(_dead(evidence))
+        case "non-finite":
+            return tuple(_nonfinite(evidence))
+        case "cannot tell":
+            return (_cannot_tell(evidence),)
+    return tuple(_SAME_FOR_ALL[verdict])
+
+
+def _vanishing(evidence: Evidence, optimizer: str, factors: Waterfall | None) -> Iterator[str]:
+    first, *others = _against_weakening(evidence, factors)
     yield f"Next: {first}"
     yield from (sentence[0].upper() + sentence[1:] for sentence in others)
     if evidence.chain and family(optimizer) == "sgd" and judge(evidence, "adam").verdict not in ALARMS:
         yield "Adam trained networks like this one, because its steps do not shrink with the gradient."
 
 
-_LARGER = "use larger initial weights (he for relu, glorot or orthogonal for tanh)."
-
-
-def _against_weakening(evidence: Evidence, falls: Waterfall | None) -> Iterator[str]:
-    """Fixes for the factors that weaken the gradient most; at least one sentence."""
-    shares = falls.shares() if falls else []
-    gain = _typical_activation(falls)
+def _against_weakening(evidence: Evidence, factors: Waterfall | None) -> Iterator[str]:
+    """Changes to the factors that weaken the gradient most; at least one sentence."""
+    shares = factors.shares() if factors else []
+    gain = _typical_activation(factors)
     if gain < _SIGMOID:
-        kept = f"The present one keeps {two_digits(gain)} of the gradient at each layer."
-        yield f"use another activation, for example relu with he weights. {kept}"
+        kept = f"the present one keeps {two_digits(gain)} of the gradient at each layer."
+        yield f"use another activation, for example relu with he weights; {kept}"
     elif gain < _RELU:
         kept = f"They keep only {two_digits(gain)} of the gradient, so many of their units are off or saturated."
         yield f"put normalisation before the activations. {kept}"
@@ -51,81 +84,49 @@ def _against_weakening(evidence: Evidence, falls: Waterfall | None) -> Iterator[
         yield f"residual connections or batch normalisation also help in a chain of {evidence.layers} layers."
 
 
-def _typical_activation(falls: Waterfall | None) -> float:
-    gains = [factor.gain for factor in falls.factors if factor.kind == "activation"] if falls else []
+def _typical_activation(factors: Waterfall | None) -> float:
+    gains = [factor.gain for factor in factors.factors if factor.kind == "activation"] if factors else []
     return median(gains) if gains else math.nan
 
 
-def _of_weights(shares: list[tuple[Factor, float]]) -> float:
+def _of_weights(shares: Sequence[tuple[Factor, float]]) -> float:
     return sum(share for factor, share in shares if factor.kind == "weight")
 
 
-def _exploding(evidence: Evidence, _: str, falls: Waterfall | None) -> Iterator[str]:
+def _exploding(evidence: Evidence, factors: Waterfall | None) -> Iterator[str]:
     if evidence.update > _LARGE_UPDATE:
         yield "Next: clip the gradient before each step: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)."
         yield "Or use a tenth of the learning rate."
     else:
-        yield "Next: go on training. The steps are small enough; clipping would only make them slower."
-    growth = falls.growth() if falls else []
+        yield "Next: continue training. The steps are small enough; clipping would only make the training slower."
+    growth = factors.growth() if factors else []
     if not growth or _of_weights(growth) >= 0.5:
         yield "Initial weights of a smaller variance (he for relu, glorot for tanh) remove the cause."
     else:
         yield "The gradient grows between layers, as in deep networks with normalisation and no residual connections."
 
 
-def _dead(evidence: Evidence, _: str, __: Waterfall | None) -> Iterator[str]:
+def _dead(evidence: Evidence) -> Iterator[str]:
     rate = " and use a tenth of the learning rate" if evidence.step > 0 else ""
-    yield f"Next: set the biases to zero or above{rate}. A weight that is zero everywhere has the same effect."
+    yield f"Next: set the biases to zero or above{rate}."
     yield "Or use leaky_relu, elu or gelu, which pass a gradient on both sides of zero."
+    yield "Check the weights too: a weight that is zero everywhere has the same effect."
 
 
-def _nonfinite(evidence: Evidence, _: str, __: Waterfall | None) -> Iterator[str]:
-    look = "ook for NaN and infinity in the data, and for log(0) and division by zero in the loss."
+def _nonfinite(evidence: Evidence) -> Iterator[str]:
     if evidence.step > 0:
-        yield f"Next: use a tenth of the learning rate or clip the gradient. L{look}"
-        return
-    yield f"Next: l{look}"
-    yield "If the outputs overflow, use smaller initial weights (he for relu, glorot for tanh)."
-
-
-def _no_gradient(_: Evidence, __: str, ___: Waterfall | None) -> Iterator[str]:
-    yield "Next: look for detach(), no_grad() or .data between the layer and the loss, or a branch that is not used."
-    yield "If this is intended, set requires_grad_(False)."
-
-
-def _slow(_: Evidence, __: str, ___: Waterfall | None) -> Iterator[str]:
-    yield "Next: train for more steps or with a larger learning rate, and ask again."
-    yield "If the error does not fall, use another initializer or another activation, as for a vanishing gradient."
-
-
-def _frozen(_: Evidence, __: str, ___: Waterfall | None) -> Iterator[str]:
-    yield "Next: nothing, if this is intended. If not, set requires_grad_(True) and pass the weights to the optimizer."
-
-
-def _healthy(_: Evidence, __: str, ___: Waterfall | None) -> Iterator[str]:
-    yield "Next: the gradient needs no change. If the network does not learn, check learning rate, data and loss."
-
-
-def _cannot_tell(evidence: Evidence, _: str, __: Waterfall | None) -> Iterator[str]:
-    if not evidence.scaled:
-        yield "Next: pass the scaler: watch(..., scaler=scaler)."
-    elif evidence.layers < 2:
-        yield "Next: watch more layers: layers=... in Python, --layers on the command line."
-    elif evidence.step == evidence.since:
-        yield "Next: train for more steps and ask again."
+        yield "Next: use a tenth of the learning rate or clip the gradient."
+        yield f"L{_LOOK_FOR_NAN[1:]}"
     else:
-        yield "Next: check whether the loss falls. If it does not, try another initializer or activation."
+        yield f"Next: {_LOOK_FOR_NAN}"
+        yield "If the outputs overflow, use smaller initial weights (he for relu, glorot for tanh)."
 
 
-ADVICE: Mapping[str, Advice] = {
-    "vanishing": _vanishing,
-    "exploding": _exploding,
-    "dead": _dead,
-    "non-finite": _nonfinite,
-    "no gradient": _no_gradient,
-    "slow": _slow,
-    "frozen": _frozen,
-    "healthy": _healthy,
-    "cannot tell": _cannot_tell,
-}
-"""Verdict -> its advice."""
+def _cannot_tell(evidence: Evidence) -> str:
+    if not evidence.scaled:
+        return "Next: pass the scaler: watch(..., scaler=scaler)."
+    if evidence.layers < 2:
+        return "Next: watch more layers: layers=... in Python, --layers on the command line."
+    if evidence.step == evidence.since:
+        return "Next: train for more steps and ask again."
+    return "Next: check whether the loss falls. If it does not, try another initializer or activation."

@@ -85,6 +85,11 @@ REACHES = -1.0
 between this and 1.5 before training, 728 of 744 trained."""
 LEARNING = 0.7
 """`residual` below which the error has fallen: then the network learns, whatever its gradients are."""
+OTHER_NETWORKS = 1.0
+"""Decades beyond `CUTOFFS.vanishing` or `EXPLODING` that these two verdicts need for a case that the calibration does
+not have: layers that are not fully connected or not in a row, or a single sample after step 0."""
+WEAK, STRONG = 0.01, 100.0
+"""Norm of a layer's output gradient over the last layer's, below or above which the table calls the layer so."""
 
 RECORDS: Mapping[tuple[str, str, str], Record] = {
     ("sgd", "start", "exploding"): Record(51, 58),

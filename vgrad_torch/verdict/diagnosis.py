@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import LayerSnapshot, Snapshot
-from vgrad_torch.verdict.advice import ADVICE
-from vgrad_torch.verdict.cutoffs import RECORDS, Record
+from vgrad_torch.verdict.advice import advise
+from vgrad_torch.verdict.cutoffs import RECORDS, STRONG, WEAK, Record
 from vgrad_torch.verdict.evidence import Evidence, gather, norm
-from vgrad_torch.verdict.labels import called
-from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period, two_digits
+from vgrad_torch.verdict.labels import called, enumerated, two_digits
+from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
 
 
@@ -32,7 +32,7 @@ class Suspect:
 
     def __str__(self) -> str:
         what = "weight of" if self.factor.kind == "weight" else "activation after"
-        return f"the {what} {called(self.factor.layer)} (x {two_digits(self.factor.gain)}, {self.share:.0%})"
+        return f"the {what} {called(self.factor.layer)} (factor {two_digits(self.factor.gain)}, {self.share:.0%})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class LayerState:
     """One line of the table: a call of a layer in the newest sample.
 
     `gradient` is the norm of its output gradient relative to that of the last layer. `word` is `healthy`, `weak`
-    (`gradient` is below 0.01), `strong` (above 100), `dead`, `frozen`, `no gradient` or `non-finite`.
+    (`gradient` is below `cutoffs.WEAK`), `strong` (above `cutoffs.STRONG`), `dead`, `frozen`, `no gradient`,
+    `non-finite`, or empty if the output gradient was not measured.
     """
 
     label: str
@@ -83,19 +84,22 @@ class Diagnosis:
         return self.verdict in ALARMS and (self.confidence is None or self.confidence.share > 0.5)
 
     def __str__(self) -> str:
-        legend = [textwrap.fill(line, 100) for line in _legend(self.layers)]
-        rows = table(_HEAD, map(_cells, self.layers))
-        return "\n".join([*rows, *legend, "", textwrap.fill(self.paragraph(), 100)])
+        rows = [*table(_HEAD, map(_cells, self.layers)), *legend(layer.word for layer in self.layers)]
+        return "\n".join([*rows, "", textwrap.fill(self._reasons(), 100), textwrap.fill(" ".join(self.advice), 100)])
 
     def markdown(self) -> str:
         """The same in Markdown, for TensorBoard's text tab."""
         rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(layer) for layer in self.layers)]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"{table}\n\n**{self.verdict}**{self.paragraph().removeprefix(self.verdict)}\n"
+        reasons = f"**{self.verdict}**{self._reasons().removeprefix(self.verdict)}"
+        return "\n\n".join([table, reasons, " ".join(self.advice), *legend(layer.word for layer in self.layers)]) + "\n"
 
     def paragraph(self) -> str:
-        """Verdict, reason, causes, confidence and advice."""
-        return " ".join([f"{self.verdict}: {self.because}", *_remarks(self), *self.advice])
+        """Verdict, reason, confidence, causes and, last, the advice."""
+        return " ".join([self._reasons(), *self.advice])
+
+    def _reasons(self) -> str:
+        return " ".join([f"{self.verdict}: {self.because}", *_remarks(self)])
 
 
 def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[float] | None = None) -> Diagnosis:
@@ -111,7 +115,7 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[fl
         UsageError: the history is empty, or `optimizer` is no name.
 
     >>> diagnose([Snapshot(0, ())], optimizer="SGD").because
-    'A gradient was seen at none of the watched layers. A comparison needs two.'
+    'No watched layer has an output gradient. A comparison needs two.'
     """
     samples = list(history)
     if not samples:
@@ -126,7 +130,7 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[fl
     return Diagnosis(
         judgement.verdict, judgement.because, evidence,
         suspects=tuple(_suspects(factors, judgement)),
-        advice=tuple(ADVICE[judgement.verdict](evidence, optimizer, factors)),
+        advice=advise(judgement.verdict, evidence, optimizer, factors),
         layers=tuple(_states(samples[-1], evidence)),
         confidence=_confidence(evidence, judgement, optimizer),
         optimizer=optimizer,
@@ -176,34 +180,33 @@ def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> s
         return ""
     if layer.output_gradient and layer.output_gradient.zero_fraction == 1.0 and evidence.zeros == 1.0:
         return "dead"
-    return "weak" if gradient < _WEAK else "strong" if gradient > _STRONG else "healthy"
+    return "weak" if gradient < WEAK else "strong" if gradient > STRONG else "healthy"
 
 
-_WEAK, _STRONG = 0.01, 100.0
-
-_LEGEND = {
-    "weak": f"weak: the gradient is below {_WEAK:g} of the last layer's.",
-    "strong": f"strong: the gradient is above {_STRONG:g} times the last layer's.",
+LEGEND = {
+    "weak": f"weak: the norm of the output gradient is below {WEAK:g} of the last layer's.",
+    "strong": f"strong: the norm of the output gradient is above {STRONG:g} times the last layer's.",
 }
+"""State of a layer -> its rule, for the states that are relative to the last layer."""
 
 
-def _legend(layers: Iterable[LayerState]) -> Iterator[str]:
-    """What the states weak and strong mean, if a layer has them."""
-    words = {layer.word for layer in layers}
-    return (meaning for word, meaning in _LEGEND.items() if word in words)
+def legend(states: Iterable[str]) -> Iterator[str]:
+    """The lines below a table of layers that say what `weak` and `strong` mean, if a layer has this state."""
+    present = set(states)
+    return (line for state, line in LEGEND.items() if state in present)
 
 
-def _of_its_size(ratio: float) -> str:
-    """A change relative to what is changed.
+def _of_their_size(ratio: float) -> str:
+    """A change of weights, relative to the weights.
 
-    >>> _of_its_size(0.00321), _of_its_size(35123.0)
-    ('0.0032 of its size', '35,000 times its size')
+    >>> _of_their_size(0.00321), _of_their_size(35123.0)
+    ('0.0032 of their size', '35,000 times their size')
     """
-    return f"{two_digits(ratio)} of its size" if ratio < 1 else f"{float(two_digits(ratio)):,g} times its size"
+    return f"{two_digits(ratio)} of their size" if ratio < 1 else f"{float(two_digits(ratio)):,g} times their size"
 
 
-_WORDS = ("run", "setting", "layer", "size", "state", "change", "verdict")
-_HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
+_LEFT_ALIGNED = ("run", "setting", "layer", "size", "state", "change", "verdict")
+_HEAD = ("layer", "size", "relative gradient", "weight gain", "activation gain", "update ratio", "state")
 
 
 def _cells(layer: LayerState) -> tuple[str, ...]:
@@ -219,33 +222,44 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _aligned(head: str, cell: str, width: int) -> str:
-    return cell.ljust(width) if head in _WORDS else cell.rjust(width)
+    return cell.ljust(width) if head in _LEFT_ALIGNED else cell.rjust(width)
 
 
 def _remarks(diagnosis: Diagnosis) -> Iterator[str]:
-    """Sentences about the decrease over the depth, its causes, the update and the calibration."""
+    """Sentences about the calibration, the decrease over the depth, its causes and the update."""
     evidence, verdict = diagnosis.evidence, diagnosis.verdict
-    if verdict in ("vanishing", "slow") and evidence.slope > 0:
-        tenth = f", and at {called(evidence.tenth)} a tenth is left" if evidence.tenth else ""
-        yield f"The gradient halves every {two_digits(evidence.half_depth)} layers{tenth}."
-    if diagnosis.suspects:
-        change = "increase" if verdict == "exploding" else "decrease"
-        weights = sum(suspect.share for suspect in diagnosis.suspects if suspect.factor.kind == "weight")
-        yield f"The largest shares of the {change} are {_enumerated(list(map(str, diagnosis.suspects[:3])))}."
-        yield f"In total, weights cause {weights:.0%} of it and activations {1 - weights:.0%}."
-    if verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
-        yield f"One step changes the first trained weight by {_of_its_size(10**evidence.update)}."
-    if not evidence.chain and not math.isnan(evidence.signal):
-        yield "First and last mean the order of the calls; the calibration has no network like this one."
     if diagnosis.confidence is not None:
-        outcome = "did not train" if verdict in ALARMS else "trained"
-        record = diagnosis.confidence
-        low, high = record.interval
+        yield _success_rate(diagnosis.confidence, alarm=verdict in ALARMS)
+    if verdict in ("vanishing", "slow") and evidence.slope > 0:
+        tenth = f"; {called(evidence.tenth)} receives less than a tenth" if evidence.tenth else ""
+        yield f"On average, each layer passes on {two_digits(10**-evidence.slope)} of the gradient{tenth}."
+    if diagnosis.suspects:
+        yield from _causes(diagnosis.suspects, "increase" if verdict == "exploding" else "decrease")
+    if verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
+        yield f"One step changes the weights of the first trained layer by {_of_their_size(10**evidence.update)}."
+    if not evidence.chain and verdict not in _NOT_COMPARED and not math.isnan(evidence.signal):
         yield (
-            f"In the calibration, {record.right} of {record.total} test networks with this verdict {outcome}: "
-            f"{record.share:.0%} ({low:.0%} to {high:.0%})."
+            f"In the order of the calls, {called(evidence.first)} is the first layer and {called(evidence.last)} the "
+            "last. No network like this one was calibrated."
         )
 
 
-def _enumerated(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+_NOT_COMPARED = ("no gradient", "non-finite", "frozen")
+
+
+def _success_rate(record: Record, *, alarm: bool) -> str:
+    """How many of the calibration's test networks with the verdict trained; with an alarm, those are the wrong ones."""
+    trained = Record(record.total - record.right, record.total) if alarm else record
+    low, high = trained.interval
+    return (
+        f"In the calibration, {trained.right} of {trained.total} test networks with this verdict trained: "
+        f"{trained.share:.0%} (95% interval: {low:.0%} to {high:.0%})."
+    )
+
+
+def _causes(suspects: Sequence[Suspect], change: str) -> Iterator[str]:
+    weights = sum(suspect.share for suspect in suspects if suspect.factor.kind == "weight")
+    yield f"Weights cause {weights:.0%} of the {change} and activations {1 - weights:.0%}."
+    largest = [str(suspect) for suspect in suspects[:3]]
+    causes = "largest causes are" if len(largest) > 1 else "largest cause is"
+    yield f"The {causes} {enumerated(largest)}."

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vgrad_torch.verdict.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, REACHES, Cutoffs
+from vgrad_torch.verdict.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, OTHER_NETWORKS, REACHES, Cutoffs
 from vgrad_torch.verdict.evidence import Evidence
-from vgrad_torch.verdict.labels import called, listed
+from vgrad_torch.verdict.labels import called, enumerated, listed, power_of_ten
 
 FAMILIES: Mapping[str, str] = {
     "sgd": "sgd", "asgd": "sgd",
@@ -25,7 +25,8 @@ gradient that is a hundred times smaller.
 ALARMS = frozenset({"no gradient", "non-finite", "exploding", "dead", "vanishing"})
 """Verdicts that say that the network will not train as it is."""
 
-_MARGIN = 1.0  # decades by which a network of another kind than the calibration's must be beyond a line
+NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
+"""Optimizer family -> its name in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,14 @@ def judge(evidence: Evidence, optimizer: str) -> Judgement:
     judgements = [_judge(evidence, name) for name in ([known] if known else CUTOFFS)]
     first = judgements[0]
     if len({judgement.verdict for judgement in judgements}) == 1:
-        note = "" if known else f" {optimizer} was not calibrated, but the rules of all calibrated optimizers agree."
+        calibrated = enumerated([NAMES[name] for name in CUTOFFS])
+        note = "" if known else f" {optimizer} was not calibrated, but the verdict is the same for {calibrated}."
         return Judgement(first.verdict, first.because + note)
-    votes = ", ".join(f"{name} {judgement.verdict}" for name, judgement in zip(CUTOFFS, judgements, strict=True))
-    return Judgement("cannot tell", f"{optimizer} was not calibrated, and the calibrated optimizers differ: {votes}.")
+    verdicts = ", ".join(f"{NAMES[name]} {result.verdict}" for name, result in zip(CUTOFFS, judgements, strict=True))
+    return Judgement(
+        "cannot tell",
+        f"{optimizer} was not calibrated, and the calibrated optimizers have different verdicts: {verdicts}.",
+    )
 
 
 def _judge(evidence: Evidence, optimizer: str) -> Judgement:
@@ -91,8 +96,8 @@ def arrives(evidence: Evidence) -> bool:
 def _no_gradient(evidence: Evidence, _: str) -> str | None:
     if not evidence.cut_off:
         return None
-    which = "this layer" if len(evidence.cut_off) == 1 else "these layers"
-    return f"No gradient arrives at {listed(evidence.cut_off)}. The loss does not depend on {which}."
+    receives, them = ("receives", "it") if len(evidence.cut_off) == 1 else ("receive", "them")
+    return f"{listed(evidence.cut_off)} {receives} no gradient. The loss does not depend on {them}."
 
 
 def _nonfinite(evidence: Evidence, _: str) -> str | None:
@@ -104,20 +109,22 @@ def _all_but_one_frozen(evidence: Evidence, optimizer: str) -> str | None:
     return _frozen(evidence, optimizer) if evidence.layers == 1 else None
 
 
-def _blind(evidence: Evidence, _: str) -> str | None:
+def _not_measured(evidence: Evidence, _: str) -> str | None:
     if not evidence.scaled:
         return "The output gradients are missing. Was the gradient scaler passed to watch()?"
     if evidence.layers < 2:
-        count = "one" if evidence.layers == 1 else "none"
-        return f"A gradient was seen at {count} of the watched layers. A comparison needs two."
+        which = "Only one watched layer" if evidence.layers == 1 else "No watched layer"
+        return f"{which} has an output gradient. A comparison needs two."
     return None
 
 
 def _exploding(evidence: Evidence, optimizer: str) -> str | None:
-    if learning(evidence) or not evidence.signal > EXPLODING[optimizer] + _margin(evidence):
+    limit = EXPLODING[optimizer] + _margin(evidence)
+    if learning(evidence) or not evidence.signal > limit:
         return None
     first, last = called(evidence.first), called(evidence.last)
-    return f"The gradient at {first} is {_times(evidence.signal)} times the gradient at {last}. {_when(evidence)}"
+    times = f"{first} receives {power_of_ten(evidence.signal)} times the gradient that {last} receives"
+    return f"{times}; the limit for {NAMES[optimizer]} is {power_of_ten(limit)}. {_when(evidence)}"
 
 
 def _dead(evidence: Evidence, _: str) -> str | None:
@@ -132,8 +139,8 @@ def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
     if arrives(evidence) or not getattr(evidence, lines.measure) < lines.vanishing - _margin(evidence):
         return None
-    below = f"networks below {_times(lines.vanishing)} rarely train"
-    return f"{_weak(evidence, lines.measure)}; with {_NAMES[optimizer]}, {below}."
+    below = f"below {power_of_ten(lines.vanishing)}, networks rarely train with {NAMES[optimizer]}"
+    return f"{_compared(evidence, lines.measure)}; {below}."
 
 
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
@@ -147,10 +154,14 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
         return "The first layer's weight or its gradient was not measured, so the layers cannot be compared."
     if evidence.step == evidence.since > 0:
         return (
-            f"{_weak(evidence, lines.measure)}. But the only sample is of step {evidence.step}: is the error falling?"
+            f"{_compared(evidence, lines.measure)}. The only sample is from step {evidence.step}, so it is unknown "
+            "whether the error falls."
         )
     if not evidence.chain:
-        return f"{_weak(evidence, lines.measure)}. But only fully connected layers in a row were calibrated."
+        return (
+            f"{_compared(evidence, lines.measure)}. This would be too little for fully connected layers in a row. No "
+            "other networks were calibrated."
+        )
     return None
 
 
@@ -158,10 +169,9 @@ def _slow(evidence: Evidence, optimizer: str) -> str | None:
     lines = cutoffs(evidence, optimizer)
     if arrives(evidence) or not getattr(evidence, lines.measure) < lines.slow:
         return None
-    between = f"between {_times(lines.vanishing)} and {_times(lines.slow)}"
     return (
-        f"{_weak(evidence, lines.measure)}; with {_NAMES[optimizer]}, networks {between} train slowly, and some do not "
-        "train."
+        f"{_compared(evidence, lines.measure)}; between {power_of_ten(lines.vanishing)} and "
+        f"{power_of_ten(lines.slow)}, networks train slowly with {NAMES[optimizer]}, and some do not train."
     )
 
 
@@ -179,7 +189,7 @@ RULES: Sequence[tuple[str, Rule]] = (
     ("no gradient", _no_gradient),
     ("non-finite", _nonfinite),
     ("frozen", _all_but_one_frozen),
-    ("cannot tell", _blind),
+    ("cannot tell", _not_measured),
     ("exploding", _exploding),
     ("dead", _dead),
     ("vanishing", _vanishing),
@@ -192,8 +202,6 @@ RULES: Sequence[tuple[str, Rule]] = (
 
 VERDICTS = tuple(dict.fromkeys(verdict for verdict, _ in RULES))
 
-_NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
-
 
 def _when(evidence: Evidence) -> str:
     """What is known of the error at the time of the evidence."""
@@ -203,30 +211,22 @@ def _when(evidence: Evidence) -> str:
 
 
 def _margin(evidence: Evidence) -> float:
+    """Decades by which the evidence must be beyond a threshold."""
     sure = evidence.chain and not evidence.step == evidence.since > 0
-    return 0.0 if sure else _MARGIN
+    return 0.0 if sure else OTHER_NETWORKS
 
 
-def _weak(evidence: Evidence, measure: str) -> str:
-    """How much of the gradient is left, and the measure that is compared; without a full stop."""
-    first, last = called(evidence.first), called(evidence.last)
-    left = f"{first} receives {_times(evidence.signal)} of the gradient that {last} receives."
-    asked = f"Relative to the error, the gradient would change the first weight by {_times(evidence.drive)} of its size"
-    if measure == "drive":
-        return f"{left} {asked}"
-    start = f"{_times(evidence.lost)} (left at the start, without the effect of small weights)"
-    return f"{left} {asked}. The fourth root of that, times {start}, is {_times(evidence.strength)}"
+def _compared(evidence: Evidence, measure: str) -> str:
+    """How much of the gradient the first layer receives, and the number that is compared with the threshold.
 
-
-def two_digits(value: float) -> str:
-    """A number with two significant digits.
-
-    >>> two_digits(3.24e-4), two_digits(251.3), two_digits(0.0)
-    ('0.00032', '250', '0')
+    Without a full stop.
     """
-    return f"{float(f'{value:.2g}'):g}"
-
-
-def _times(log: float) -> str:
-    """A factor in words, from its decimal logarithm."""
-    return two_digits(10**log)
+    first, last, signal = called(evidence.first), called(evidence.last), power_of_ten(evidence.signal)
+    received = f"{first} receives {signal} of the gradient that {last} receives"
+    trained = "the first trained layer" if evidence.first in evidence.frozen else first
+    change = f"Relative to the error, {trained}'s weights would change by {power_of_ten(evidence.drive)}"
+    if measure == "drive":
+        return f"{received}. {change}"
+    when = f"at step {evidence.since}, corrected for small weights"
+    start = f"{power_of_ten(evidence.lost)} (what {first} received {when})"
+    return f"{received}. {change}. The fourth root of this number, times {start}, is {power_of_ten(evidence.strength)}"
