@@ -28,8 +28,8 @@ from vgrad_torch.files import encode, lock
 from vgrad_torch.records import Snapshot
 from vgrad_torch.tensorboard.tags import COST
 from vgrad_torch.training.evaluation import Epoch
-from vgrad_torch.training.recipes import TrainConfig, departures, read_config, recipe, write_config
-from vgrad_torch.training.run_folder import RunFolder
+from vgrad_torch.training.recipes import TrainConfig, departures, recipe
+from vgrad_torch.training.run_folder import RunFolder, read_config, write_config
 
 PLANS: dict[str, dict[str, Any]] = {
     "shuffled anew, Adam, batch norm": {

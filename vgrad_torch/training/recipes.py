@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vgrad_torch.errors import UsageError, choose
-from vgrad_torch.files import decode, encode, write_whole
+from vgrad_torch.files import encode
 from vgrad_torch.models.mlp import NORMS
 
 _MANY = 10**9
@@ -119,39 +117,6 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
     if values["name"] is None:
         values["name"] = "-".join([data, values["act"], values["init"], *_dials(values), f"s{values['seed']}"])
     return TrainConfig(data=data, **values)
-
-
-CONFIG = "config.json"
-"""Where a run's folder keeps its config, and the version of torch that it began with."""
-
-
-def write_config(config: TrainConfig, folder: Path) -> None:
-    """Write the config into the run's folder."""
-    content = {**encode(config), "torch": str(torch.__version__)}
-    try:
-        write_whole(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose another --runs") from None
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """Read what `write_config` wrote.
-
-    Raises:
-        UsageError: the folder holds no config, or none that this version understands.
-    """
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_bytes())
-        given = {key: value for key, value in content.items() if key != "torch"}
-        config: TrainConfig = decode(TrainConfig, given)
-    except (FileNotFoundError, NotADirectoryError):
-        wanted = "name the folder of a run, as in runs/digits-relu-uniform-s0"
-        raise UsageError(f"{folder} holds no {CONFIG}, so it is not a run that can continue; {wanted}") from None
-    except (UsageError, OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = "it holds no named values" if isinstance(error, AttributeError) else " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be used ({reason}): it is damaged, or of another version") from None
-    return config
 
 
 _COMMON: Mapping[str, Any] = {
