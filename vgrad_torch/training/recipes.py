@@ -32,12 +32,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "fashion-mnist": _MXNET,
     "cifar10": _MXNET,
 }  # fmt: skip
-"""What each data set is trained with unless told otherwise.
+"""The settings that each data set is trained with by default.
 
 `circles` is the Keras document. The others are the MXNet document as each of its four CPUs really trained: MXNet kept
 four networks apart, each saw 32 samples of a batch of 128 and stepped by 0.1 * (sum over 32) / 128, which is a rate of
 0.025 for the mean over 32. A network here takes all samples, four times as many steps an epoch; so a weight decay of
-1e-5 takes as much off a weight in an epoch as theirs. (On whole batches at 0.1, two of five relu networks die.)
+1e-5 shrinks a weight as much per epoch as theirs. (On whole batches at 0.1, two of five relu networks die.)
 """
 
 
@@ -54,7 +54,7 @@ class TrainConfig:
     residual: bool
     gain: float
     bias: float
-    """What every bias starts at."""
+    """The value that every bias starts at."""
     optimizer: str
     lr: float
     momentum: float
@@ -115,7 +115,7 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
         values["lr"] = _RATES[given["optimizer"]]
     values.update(given)
     if values["name"] is None:
-        values["name"] = "-".join([data, values["act"], values["init"], *_dials(values), f"s{values['seed']}"])
+        values["name"] = "-".join([data, values["act"], values["init"], *_name_parts(values), f"s{values['seed']}"])
     return TrainConfig(data=data, **values)
 
 
@@ -125,10 +125,10 @@ _COMMON: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def departures(config: TrainConfig) -> dict[str, Any]:
-    """What a config has unlike the recipe of its data set: given to `recipe`, it makes the same config.
+def differences(config: TrainConfig) -> dict[str, Any]:
+    """The values in which a config differs from its data set's recipe; `recipe` makes the same config of them.
 
-    >>> departures(recipe("circles", act="tanh", lr=0.5))
+    >>> differences(recipe("circles", act="tanh", lr=0.5))
     {'data': 'circles', 'act': 'tanh', 'lr': 0.5}
     """
     usual, values = encode(recipe(config.data, optimizer=config.optimizer)), encode(config)
@@ -137,8 +137,8 @@ def departures(config: TrainConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key, value in values.items() if key == "data" or value != usual[key]}
 
 
-def _dials(values: Mapping[str, Any]) -> Iterator[str]:
-    """What a run's name says of the dials that are not where they usually are.
+def _name_parts(values: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of a run's name for settings that differ from the usual ones.
 
     >>> recipe("digits", norm="batch", residual=True, gain=2.0).name
     'digits-relu-uniform-batchnorm-residual-gain2-s0'
@@ -156,7 +156,9 @@ OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], TrainConfig], Optimizer
     "adam": lambda groups, config: torch.optim.Adam(groups, lr=config.lr, eps=1e-7),
     "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr),
 }
-"""rmsprop and adam with Keras' constants; torch's own for RMSprop invert what the Keras document shows."""
+"""rmsprop and adam have Keras' constants. With torch's own for RMSprop, the result is the opposite of that which the
+Keras document shows.
+"""
 
 
 _RATES = {"sgd": 0.025, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}
