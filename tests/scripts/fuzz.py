@@ -37,8 +37,8 @@ from vgrad_torch.errors import UsageError
 from vgrad_torch.tensorboard.eventfile import cut, masked_crc32c
 from vgrad_torch.tensorboard.plugin.reader import Query, Reader
 from vgrad_torch.training import checkpoint_file, data
-from vgrad_torch.training.recipes import read_config, recipe
-from vgrad_torch.training.run_folder import RunFolder
+from vgrad_torch.training.recipes import recipe
+from vgrad_torch.training.run_folder import RunFolder, read_config
 
 PATIENCE = 60
 """Seconds that one file may take."""

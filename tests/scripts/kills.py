@@ -28,7 +28,7 @@ PLANS = {
     "circles": "--data circles --epochs 12 --every 8 --optimizer adam --norm batch --hidden 16,16 --init he",
     "digits": "--data digits --epochs 6 --every 11 --act sigmoid --hidden 64,32",
 }
-"""Shuffled anew for each epoch, with batch norm and Adam; and shuffled once, with momentum."""
+"""The first shuffles before each epoch and has batch norm and Adam; the second shuffles once and has momentum."""
 
 Event = tuple[Any, ...]
 
@@ -45,7 +45,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for its end, which must be a good one."""
+    """Wait until the process has ended; it must have exit code 0 and no output on stderr."""
     out, err = process.communicate(timeout=300)
     if process.returncode or err:
         raise AssertionError(f"exit code {process.returncode}: {err}{out}")
@@ -57,7 +57,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def events(run: Path) -> list[Event]:
-    """All that TensorBoard is told, in order, but for times."""
+    """Everything in the event file, in order, without times."""
     (path,) = run.glob("*tfevents*")
     return [each for event in LegacyEventFileLoader(str(path)).Load() for each in _values(event)]
 
@@ -74,7 +74,7 @@ def _values(event: Any) -> Iterator[Event]:
 
 
 def difference(run: Path, undisturbed: Path, before: Counter[Event]) -> str:
-    """How the run ended unlike the undisturbed one, or in words that it did not: empty."""
+    """How the run ended differently from the undisturbed one; empty if it did not."""
     mine, other = weights(run), weights(undisturbed)
     if list(mine) != list(other) or not all(torch.equal(mine[name], other[name]) for name in mine):
         return "its weights are others"
@@ -95,9 +95,9 @@ class Trial:
     size: int
     chance: random.Random
 
-    def wait(self, seen: Callable[[], bool]) -> None:
-        """Until something is seen, or the process has ended."""
-        while not seen() and self.process.poll() is None:
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds or the process has ended."""
+        while not condition() and self.process.poll() is None:
             time.sleep(0.0005)
 
     def logged(self) -> int:
@@ -165,8 +165,8 @@ def survivor(plan: str, runs: Path, kills: list[Any], size: int, chance: random.
             before |= Counter(logged)
             where.append(f"{instant.__name__} ({len(logged)} values logged)")
     run = next(path.parent for path in runs.glob("*/config.json"))
-    if words := difference(run, next((runs.parent / plan).iterdir()), before):
-        raise AssertionError(f"{run}, killed {', '.join(where)}: {words}")
+    if fault := difference(run, next((runs.parent / plan).iterdir()), before):
+        raise AssertionError(f"{run}, killed {', '.join(where)}: {fault}")
     return run, where
 
 

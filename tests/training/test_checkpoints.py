@@ -32,7 +32,7 @@ from vgrad_torch.tensorboard.eventfile import cut
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.training import checkpoint_file, checkpoints, recipes
 from vgrad_torch.training.recipes import recipe
-from vgrad_torch.training.run_folder import RunFolder
+from vgrad_torch.training.run_folder import RunFolder, write_config
 from vgrad_torch.training.signals import StopSignals
 
 
@@ -343,7 +343,7 @@ def test_a_run_killed_before_its_log_begins_at_the_start(killed: tuple[Path, tra
     for name in ("config only", "first checkpoint", "log begun"):
         folder = tmp_path / name
         folder.mkdir()
-        recipes.write_config(undisturbed.config, folder)
+        write_config(undisturbed.config, folder)
         if name != "config only":
             setup = training.set_up(undisturbed.config)
             checkpoints.Checkpoints(

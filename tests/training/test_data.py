@@ -519,7 +519,7 @@ def remote(home: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_download_becomes_a_data_set_and_is_announced(name: str, remote: Remote, home: Path) -> None:
     said: list[str] = []
-    dataset = load(name, say=said.append)
+    dataset = load(name, print_line=said.append)
     assert remote.asked == [REMOTE[name]]
     assert (dataset.name, dataset.classes) == (name, 10)
     expected = remote.data.astype(np.float32) / np.float32(255)

@@ -28,11 +28,11 @@ from vgrad_torch.files import encode, lock
 from vgrad_torch.records import Snapshot
 from vgrad_torch.tensorboard.tags import COST
 from vgrad_torch.training.evaluation import Epoch
-from vgrad_torch.training.recipes import TrainConfig, departures, read_config, recipe, write_config
-from vgrad_torch.training.run_folder import RunFolder
+from vgrad_torch.training.recipes import TrainConfig, differences, recipe
+from vgrad_torch.training.run_folder import RunFolder, read_config, write_config
 
 PLANS: dict[str, dict[str, Any]] = {
-    "shuffled anew, Adam, batch norm": {
+    "shuffled for each epoch, Adam, batch norm": {
         "data": "circles", "epochs": 4, "every": 7, "optimizer": "adam", "norm": "batch", "init": "he",
     },
     "shuffled once, momentum, clipped": {"data": "digits", "epochs": 3, "every": 11, "hidden": (16, 8), "clip": 0.5},
@@ -102,7 +102,7 @@ def test_a_run_killed_at_any_sample_ends_like_one_that_was_not(plan: str, tmp_pa
 
 
 def test_what_a_kill_left_is_less_than_the_whole(tmp_path: Path) -> None:
-    undisturbed, copies = watched(config_of("shuffled anew, Adam, batch norm", tmp_path))
+    undisturbed, copies = watched(config_of("shuffled for each epoch, Adam, batch norm", tmp_path))
     assert 10 < len(kills.events(copies[3])) < len(kills.events(undisturbed.folder))
     progress = RunFolder.read(copies[-1]).progress
     assert progress is not None
@@ -119,7 +119,7 @@ def test_half_an_event_at_the_end_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_torchs_own_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
-    config = config_of("shuffled anew, Adam, batch norm", tmp_path)
+    config = config_of("shuffled for each epoch, Adam, batch norm", tmp_path)
 
     def run(drawn: list[float], epochs: int, resume: bool, name: str) -> None:
         def draw(epoch: Epoch, monitor: Any) -> None:
@@ -145,7 +145,7 @@ def test_torchs_own_random_numbers_go_on_where_they_were(tmp_path: Path) -> None
 
 
 def test_a_run_interrupted_again_and_again_ends_all_the_same(tmp_path: Path) -> None:
-    config = config_of("shuffled anew, Adam, batch norm", tmp_path)
+    config = config_of("shuffled for each epoch, Adam, batch norm", tmp_path)
     undisturbed, _ = watched(config)
     again = replace(config, name="again")
     with pytest.raises(training.Stopped):
@@ -191,7 +191,7 @@ def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[Snapshot], Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("plan", ["shuffled anew, Adam, batch norm", "shuffled once, momentum, clipped"])
+@pytest.mark.parametrize("plan", ["shuffled for each epoch, Adam, batch norm", "shuffled once, momentum, clipped"])
 def test_a_signal_ends_the_run_behind_its_step_which_is_kept(plan: str, number: int, tmp_path: Path) -> None:
     config = config_of(plan, tmp_path)
     undisturbed = training.run(config)
@@ -252,7 +252,7 @@ def test_the_command_says_how_to_continue(
 # --- the log --------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_file_that_is_gone_is_begun_anew_and_said(tmp_path: Path) -> None:
+def test_an_event_file_that_is_gone_is_begun_again_and_reported(tmp_path: Path) -> None:
     undisturbed, copies = watched(config_of("shuffled once, momentum, clipped", tmp_path))
     for path in copies[-1].glob("*tfevents*"):
         path.unlink()
@@ -376,7 +376,7 @@ def test_make_hands_the_run_on_and_no_folder_of_runs_beside_it() -> None:
         assert "--runs=" in shown(*given)
 
 
-def test_a_config_and_what_it_departs_in_are_one(tmp_path: Path) -> None:
+def test_a_config_is_its_differences_from_the_recipe(tmp_path: Path) -> None:
     cases: list[dict[str, Any]] = [
         {"data": "circles", "optimizer": "sgd"},
         {"hidden": (3, 4), "norm": "batch"},
@@ -384,7 +384,7 @@ def test_a_config_and_what_it_departs_in_are_one(tmp_path: Path) -> None:
     ]
     for given in cases:
         config = recipe(**given)
-        assert recipe(**departures(config)) == config
+        assert recipe(**differences(config)) == config
         write_config(config, tmp_path)
         assert read_config(tmp_path) == config
 

@@ -57,18 +57,18 @@ def train(options: argparse.Namespace) -> int:
     if saved is None:
         config = recipes.recipe(**{**given, "data": options.data or "digits"})
         saved = ranks.first(lambda: _restarted_run(config, given))
-    if saved is not None and saved.finished:  # no failure: the run that was asked for is there
+    if saved is not None and saved.finished:  # not an error: the run is already complete
         print(f"The run {saved.path} is finished after {saved.config.epochs} epochs; nothing is left to train.")
         return 3 if saved.verdict in options.fail_on else 0
     if saved is not None:
-        config, given = saved.config, recipes.departures(saved.config)
+        config, given = saved.config, recipes.differences(saved.config)
     console = _console()
     display = RunDisplay(config, console, pattern)
     try:
         with display:
             result = training.run(
                 config, saved=saved, team=ranks,
-                say=display.print_line, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
+                print_line=display.print_line, on_start=display.start, on_epoch=display.epoch, on_sample=display.sample,
             )  # fmt: skip
     except training.Stopped as stopped:
         complain(f"{stopped}; continue with: {command_line('train', {'resume': stopped.folder})}")
@@ -101,7 +101,7 @@ def _exit_at_once() -> Iterator[None]:
 
 
 def _saved_run(path: Path, given: Mapping[str, Any]) -> Any:
-    """The run to continue. Options beside --resume must equal its config, except for the data's folder."""
+    """The run to continue. Options given with --resume must equal its config, except --data-dir."""
     from dataclasses import replace
 
     from vgrad_torch.training.run_folder import RunFolder
@@ -116,7 +116,7 @@ def _saved_run(path: Path, given: Mapping[str, Any]) -> Any:
 
 
 def _restarted_run(config: Any, given: Mapping[str, Any]) -> Any:
-    """The run that these processes of torchrun began before torchrun restarted them; None if there is none."""
+    """The run that this torchrun started before it restarted its processes; None if there is none."""
     if not launch.restarts():
         return None
     from vgrad_torch.training.run_folder import RunFolder
@@ -139,7 +139,7 @@ def sweep(options: argparse.Namespace) -> int:
     with SweepDisplay(grid, console) as display:
         jobs = sweeps.cores() if options.jobs is None else options.jobs
         outcomes = sweeps.run(
-            grid, jobs=jobs, backend=options.backend, say=display.print_line, on_outcome=display.outcome
+            grid, jobs=jobs, backend=options.backend, print_line=display.print_line, on_outcome=display.outcome
         )
     console.size = (max(console.width, 105), console.height)
     console.print(summary.as_table(summary.rows(outcomes)))
@@ -156,8 +156,8 @@ def _print_result(result: Any, console: Any) -> None:
     console.size = (max(console.width, 80), console.height)  # a table that wraps can be read, one that is cut cannot
     console.print(terminal.layer_table(history[-1]))
     classes = result.model[-1].out_features if result.model[-1].out_features > 1 else 2
-    words = terminal.result_paragraph(result.config, result.epochs, history[0], history[-1], classes)
-    console.print(words, markup=False)
+    paragraph = terminal.result_paragraph(result.config, result.epochs, history[0], history[-1], classes)
+    console.print(paragraph, markup=False)
     console.print(f"\nThe verdict is {result.diagnosis.paragraph()}", markup=False)
     console.print(f"\nLogged in {result.folder}.", markup=False)
 
@@ -184,19 +184,19 @@ def preflight(options: argparse.Namespace) -> int:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     layers: Mapping[str, Any] = {} if options.layers is None else {"layers": options.layers}
     if options.target is None:
-        found, tried = _preflight_recipe(options.what_if, given, layers)
+        checked, fixes = _preflight_recipe(options.what_if, given, layers)
     else:
-        found, tried = _preflight_entry(options.target, options.what_if, given, layers)
+        checked, fixes = _preflight_user_model(options.target, options.what_if, given, layers)
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    print(found.text(width))
-    if tried is not None:
-        print(f"\nWhat if\n\n{tried.text(width)}")
-    if tried is not None and options.target is None and tried.best is not None and tried.best.remedy.flags is not None:
-        print(f"\nOr: {command_line('train', {**given, **tried.best.remedy.flags})}")
-    return 3 if found.verdict in options.fail_on else 0
+    print(checked.text(width))
+    if fixes is not None:
+        print(f"\nWhat if\n\n{fixes.text(width)}")
+    if options.target is None and fixes is not None and fixes.best is not None and fixes.best.remedy.flags is not None:
+        print(f"\nOr: {command_line('train', {**given, **fixes.best.remedy.flags})}")
+    return 3 if checked.verdict in options.fail_on else 0
 
 
-def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
+def _preflight_recipe(what_if: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
     from vgrad_torch import training
     from vgrad_torch.training import recipes
     from vgrad_torch.trials import preflight as checkup
@@ -204,10 +204,12 @@ def _preflight_recipe(ask: bool, given: Mapping[str, Any], layers: Mapping[str, 
 
     setup = training.set_up(recipes.recipe(**given), lambda line: print(line, file=sys.stderr))
     parts = setup.model, setup.loss_fn, next(iter(setup.batches())), setup.optimizer
-    return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
+    return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if what_if else None
 
 
-def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Any, Any]:
+def _preflight_user_model(
+    target: str, what_if: bool, given: Mapping[str, Any], layers: Mapping[str, Any]
+) -> tuple[Any, Any]:
     from vgrad_torch.cli.user_model import load_user_model, one_line
     from vgrad_torch.trials import preflight as checkup
     from vgrad_torch.trials import what_if as whatif
@@ -217,7 +219,7 @@ def _preflight_entry(target: str, ask: bool, given: Mapping[str, Any], layers: M
     user = load_user_model(target)
     parts = user.model, user.loss_fn, user.batch, user.optimizer
     try:
-        return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if ask else None
+        return checkup.preflight(*parts, **layers), whatif.what_if(*parts, **layers) if what_if else None
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
@@ -229,22 +231,22 @@ def report(options: argparse.Namespace) -> int:
     from vgrad_torch.report import comparison
     from vgrad_torch.report import report as reports
 
-    found: Any = comparison.compare(options.runs) if options.several else reports.report(options.runs[0])
+    result: Any = comparison.compare(options.runs) if options.several else reports.report(options.runs[0])
     if options.json:
-        print(json.dumps(found.data(), indent=1))
+        print(json.dumps(result.data(), indent=1))
         return 0
     from vgrad_torch.report import html
 
-    print(printable(str(found)))
-    out = options.out or found.file
-    html.write(found, out)
+    print(printable(str(result)))
+    out = options.out or result.file
+    html.write(result, out)
     print(f"\nPictures: {out}")
     return 0
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("localhost", port)) != 0
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) != 0
 
 
 def board(options: argparse.Namespace) -> int:

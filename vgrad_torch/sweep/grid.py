@@ -22,7 +22,7 @@ from vgrad_torch.sweep import heatmap, summary
 from vgrad_torch.sweep.outcome import Outcome, finished_outcome, train_run
 from vgrad_torch.sweep.summary import AXES, name_of
 from vgrad_torch.training import recipes
-from vgrad_torch.training.data import Progress, load
+from vgrad_torch.training.data import PrintLine, load
 from vgrad_torch.training.recipes import TrainConfig
 
 
@@ -87,7 +87,7 @@ def run(
     *,
     jobs: int = 1,
     backend: str = "loky",
-    say: Progress = lambda line: None,
+    print_line: PrintLine = lambda line: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Train the runs that are not finished, `jobs` at a time, and return the outcomes of all runs in order.
@@ -96,7 +96,7 @@ def run(
         sweep: made by `grid`.
         jobs: the number of processes, each with one thread. The outcomes do not depend on it.
         backend: a key of `BACKENDS`: joblib's own processes, or those of dask or ray if installed.
-        say: called with a line for each download.
+        print_line: called with a line for each download.
         on_outcome: called with each new outcome.
 
     Raises:
@@ -108,7 +108,7 @@ def run(
     done = {outcome.config.name: outcome for outcome in sweep.finished()}
     missing = [config for config in sweep.configs if config.name not in done]
     for data, folder in dict.fromkeys((config.data, config.data_dir) for config in missing):
-        load(data, Path(folder) if folder else None, say)  # before several workers need it at once
+        load(data, Path(folder) if folder else None, print_line)  # before several workers need it at once
     for outcome in _outcomes(missing, jobs, pool) if missing else ():
         on_outcome(outcome)
         done[outcome.config.name] = outcome

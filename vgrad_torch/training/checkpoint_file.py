@@ -72,7 +72,7 @@ def unpack(packed: bytes) -> Mapping[str, Any]:
 
     Raises:
         ValueError: the checksum is wrong: the file is incomplete, or `pack` did not make it.
-        Exception: of any kind, from torch, if somebody else computed the checksum.
+        Exception: of any kind, from torch, if another program wrote the file with a right checksum.
     """
     content, digest = packed[:-32], packed[-32:]
     if hashlib.sha256(content).digest() != digest:
@@ -107,7 +107,7 @@ def read(path: Path) -> tuple[Progress, Mapping[str, Any]]:
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Turn every exception from a file that is not ours into one sentence."""
+    """Turn every exception from a file that vgrad did not write into a `UsageError` of one sentence."""
     try:
         yield
     except Exception as error:

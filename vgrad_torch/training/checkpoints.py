@@ -29,7 +29,10 @@ _MANY_STEPS = 1e15
 
 
 class Checkpoints:
-    """Saves the newest state of a run and restores it. Of several processes one `saves`, and all restore."""
+    """Saves the newest state of a run and restores it.
+
+    Of several processes, only the one with `saves` writes; all restore.
+    """
 
     def __init__(
         self,
@@ -54,15 +57,20 @@ class Checkpoints:
         self._warned = False
 
     def save(
-        self, epochs: Sequence[Epoch], monitor: Monitor | None = None, *, inside: bool = False, finished: bool = False
+        self,
+        epochs: Sequence[Epoch],
+        monitor: Monitor | None = None,
+        *,
+        mid_epoch: bool = False,
+        finished: bool = False,
     ) -> None:
-        """Replace the checkpoint by a new one; `inside` says that an epoch is not at its end.
+        """Replace the checkpoint by a new one. `mid_epoch` means that the current epoch is not finished.
 
         If the disk is full or gone, the user is warned once, and the last checkpoint stays.
         """
         if not self._saves:
             return
-        if not inside:
+        if not mid_epoch:
             self._order = self._generator.get_state()
         log = monitor.writer.position() if monitor else None
         memory = monitor.memory if monitor else None
@@ -138,11 +146,11 @@ class Checkpoints:
         if state["param_groups"] != self._optimizer.state_dict()["param_groups"]:
             raise ValueError("it is of another optimizer")
         shapes = [p.shape for group in self._optimizer.param_groups for p in group["params"]]
-        expected = _after_a_step(self._config)
+        expected = _state_after_a_step(self._config)
         for place, values in state["state"].items():
-            outlines = {name: _outline(value, shapes[place]) for name, value in values.items()}
-            if outlines != expected:
-                raise ValueError(f"it is of another optimizer: parameter {place} has {outlines}, not {expected}")
+            kinds = {name: _kind(value, shapes[place]) for name, value in values.items()}
+            if kinds != expected:
+                raise ValueError(f"it is of another optimizer: parameter {place} has {kinds}, not {expected}")
             if not all(0 <= float(x) < _MANY_STEPS for x in values.values() if isinstance(x, Tensor) and x.dim() == 0):
                 raise ValueError(f"its step count of parameter {place} is wrong")
         copied = {
@@ -151,16 +159,16 @@ class Checkpoints:
         return {"state": copied, "param_groups": state["param_groups"]}
 
 
-def _after_a_step(config: TrainConfig) -> dict[str, str]:
+def _state_after_a_step(config: TrainConfig) -> dict[str, str]:
     """The state of a parameter in this config's optimizer, from one step of a small layer."""
     layer = nn.Linear(3, 2)
     optimizer = make_optimizer(layer, config)
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return {name: _outline(value, layer.weight.shape) for name, value in optimizer.state[layer.weight].items()}
+    return {name: _kind(value, layer.weight.shape) for name, value in optimizer.state[layer.weight].items()}
 
 
-def _outline(value: Any, shape: torch.Size) -> str:
+def _kind(value: Any, shape: torch.Size) -> str:
     """The kind of a value in an optimizer's state of a parameter with this shape."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return type(value).__name__

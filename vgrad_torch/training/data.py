@@ -30,7 +30,7 @@ from vgrad_torch.training.image_files import (
     wrong_content,
 )
 
-Progress = Callable[[str], None]
+PrintLine = Callable[[str], None]
 """Called with a line of text before slow work."""
 
 _UNREACHABLE = (OSError, EOFError, zlib.error, HTTPException, ValueError)  # ValueError: a wrong checksum or bad JSON
@@ -85,19 +85,19 @@ def batches(
         yield x[part], y[part]
 
 
-def load(name: str, data_dir: Path | None = None, say: Progress = lambda line: None) -> Dataset:
+def load(name: str, data_dir: Path | None = None, print_line: PrintLine = lambda line: None) -> Dataset:
     """Load a data set by name.
 
     Args:
         name: a key of `DATASETS`.
         data_dir: the folder with the files of an image data set, or with a folder `name` that holds them. None
             downloads them from openml.org. `circles` and `digits` need no files.
-        say: called with a line of text before slow work.
+        print_line: called with a line of text before slow work.
 
     Raises:
         UsageError: no such data set, a missing or damaged file, no network.
     """
-    return choose(DATASETS, name, "data set")(data_dir, say)
+    return choose(DATASETS, name, "data set")(data_dir, print_line)
 
 
 def _dataset(name: str, train: Part, validation: Part, classes: int = 10, scale: float = 255) -> Dataset:
@@ -107,17 +107,17 @@ def _dataset(name: str, train: Part, validation: Part, classes: int = 10, scale:
     return Dataset(name, x_train, y_train, x_validation, y_validation, classes)
 
 
-def _circles(data_dir: Path | None, say: Progress) -> Dataset:
+def _circles(data_dir: Path | None, print_line: PrintLine) -> Dataset:
     """Two noisy rings, radius 1 (class 0) and 0.5 (class 1), 1,000 points, as in the Keras tutorial.
 
     The training part is the tutorial's data: np.random.seed(42), make_circles(1000, factor=0.5, noise=0.1). The
-    tutorial evaluates on its training data; the validation part here is a second draw of the same law.
+    tutorial evaluates on its training data; the validation part here is a second sample of the same distribution.
     """
     draw = partial(datasets.make_circles, n_samples=1000, factor=0.5, noise=0.1)
     return _dataset("circles", draw(random_state=42), draw(random_state=43), classes=2, scale=1)
 
 
-def _digits(data_dir: Path | None, say: Progress) -> Dataset:
+def _digits(data_dir: Path | None, print_line: PrintLine) -> Dataset:
     """Handwritten digits of 8x8 pixels that come with scikit-learn, 1,437 to train on and 360 to validate on.
 
     Both parts hold the classes in the same shares, and they do not depend on the run's seed. Grey levels are 0..16.
@@ -135,10 +135,10 @@ def _folder(data_dir: Path, name: str) -> Path:
     return data_dir / name if (data_dir / name).is_dir() else data_dir
 
 
-def _mnist(name: str, data_dir: Path | None, say: Progress) -> Dataset:
+def _mnist(name: str, data_dir: Path | None, print_line: PrintLine) -> Dataset:
     """Grey images in IDX files: `train` for training, `t10k` for validation."""
     if data_dir is None:
-        return _openml(name, say)
+        return _openml(name, print_line)
     folder = _folder(data_dir, name)
     train, validation = read_idx_part(folder, "train"), read_idx_part(folder, "t10k")
     pixels, expected = validation[0].shape[1], train[0].shape[1]
@@ -148,13 +148,13 @@ def _mnist(name: str, data_dir: Path | None, say: Progress) -> Dataset:
     return _dataset(name, train, validation)
 
 
-def _cifar10(data_dir: Path | None, say: Progress) -> Dataset:
+def _cifar10(data_dir: Path | None, print_line: PrintLine) -> Dataset:
     """Colour images of 3 x 32 x 32: the binary version from https://www.cs.toronto.edu/~kriz/cifar.html.
 
     The five data batches are trained on, the test batch is validated on.
     """
     if data_dir is None:
-        return _openml("cifar10", say)
+        return _openml("cifar10", print_line)
     folder = _folder(data_dir, "cifar10")
     *train, validation = read_cifar10(folder)
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
@@ -183,13 +183,14 @@ _SOURCES = {
 }
 
 
-def _openml(name: str, say: Progress) -> Dataset:
+def _openml(name: str, print_line: PrintLine) -> Dataset:
     """Fetch a data set with scikit-learn, which keeps the file and checks its MD5 sum."""
     source = _SOURCES[name]
     try:
-        home = datasets.get_data_home()
-        say(
-            f"{name} from openml.org: downloading about {source.megabytes} MB, once, into {home}; then a minute to read"
+        cache = datasets.get_data_home()
+        print_line(
+            f"{name} from openml.org: downloading about {source.megabytes} MB, once, into {cache}; "
+            "then a minute to read"
         )
         pixels, labels = _fetch(source.name)
     except _UNREACHABLE as error:
@@ -198,9 +199,9 @@ def _openml(name: str, say: Progress) -> Dataset:
     shape = (source.train + source.validation, source.features)
     if pixels.shape != shape or len(labels) != shape[0]:
         raise wrong_content(
-            f"{name} in {home}", f"{shape_text(pixels.shape)} pixels, {len(labels):,} labels", shape_text(shape)
+            f"{name} in {cache}", f"{shape_text(pixels.shape)} pixels, {len(labels):,} labels", shape_text(shape)
         )
-    labels = checked_labels(f"{name} in {home}", labels)
+    labels = checked_labels(f"{name} in {cache}", labels)
     train, validation = slice(source.train), slice(source.train, None)
     return _dataset(name, (pixels[train], labels[train]), (pixels[validation], labels[validation]))
 
@@ -217,7 +218,7 @@ def _fetch(name: str) -> Part:
     return bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)
 
 
-DATASETS: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
+DATASETS: Mapping[str, Callable[[Path | None, PrintLine], Dataset]] = {
     "circles": _circles,
     "digits": _digits,
     "mnist": partial(_mnist, "mnist"),

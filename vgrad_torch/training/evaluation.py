@@ -1,4 +1,4 @@
-"""How good a network is: the loss functions, the score of a part of the data, and what is kept of an epoch."""
+"""Loss functions, the scores of the training and the validation part, and the record of an epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loss_function(classes: int) -> LossFunction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean loss and share of right answers over all samples of a part of the data."""
+    """Mean loss and accuracy (0 to 1) over all samples of a part of the data."""
 
     loss: float
     accuracy: float
@@ -32,7 +32,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """How the network stands after an epoch (0: before any training). `seconds` are of training, not of evaluation."""
+    """The scores after an epoch (0: before training). `seconds` is the time of training, without evaluation."""
 
     number: int
     step: int
@@ -54,22 +54,22 @@ def scores(model: nn.Module, data: Dataset, loss_fn: LossFunction) -> tuple[Scor
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFunction) -> Score:
     """Score of a model on some samples; for two classes a positive logit means class 1.
 
-    The model is in evaluation mode meanwhile: a batch norm uses, and keeps, what it gathered in training.
+    The model is in evaluation mode meanwhile: batch norm uses its running statistics and does not change them.
     """
-    loss = hits = 0.0
+    loss = correct = 0.0
     training = model.training
     model.eval()
     for xs, ys in batches(x, y, 4096):
         output = model(xs)
-        guess = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > 0).long()
+        predicted = output.argmax(1) if output.shape[1] > 1 else (output[:, 0] > 0).long()
         loss += float(loss_fn(output, ys)) * len(xs)
-        hits += int((guess == ys).sum())
+        correct += int((predicted == ys).sum())
     model.train(training)
-    return Score(loss / len(x), hits / len(x))
+    return Score(loss / len(x), correct / len(x))
 
 
 def epoch_scalars(epoch: Epoch) -> dict[str, float]:
-    """What TensorBoard gets of an epoch."""
+    """The scores of an epoch by their TensorBoard tags."""
     return {
         tags.LOSS_TRAIN: epoch.train.loss,
         tags.LOSS_VALIDATION: epoch.validation.loss,

@@ -82,7 +82,7 @@ def _idx_shape(path: Path, header: bytearray, kind: str, dimensions: int) -> tup
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape in words, such as `60000 x 28 x 28`."""
+    """A shape as text, such as `60000 x 28 x 28`."""
     return " x ".join(map(str, shape))
 
 

@@ -36,9 +36,9 @@ def train(
 ) -> None:
     """The training loop. It does not call the monitor: hooks take the samples.
 
-    A run that continues begins with the epoch `first`, of which `skip` batches were trained before. Each of several
-    processes calls this with its share of the batches; `parallel` is the model as their `team` trains it, and only
-    rank 0 evaluates.
+    A resumed run begins with the epoch `first` and skips its first `skip` batches, which were trained before. With
+    several processes, each calls this with its share of the batches. `parallel` is the model as the `team` trains it;
+    only rank 0 evaluates.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite; no step was taken with it.

@@ -1,4 +1,4 @@
-"""A training that met NaN or infinity."""
+"""Finding the layer in which the first NaN or infinity appears."""
 
 from __future__ import annotations
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vgrad_torch.errors import UsageError, choose
-from vgrad_torch.files import decode, encode, write_whole
+from vgrad_torch.files import encode
 from vgrad_torch.models.mlp import NORMS
 
 _MANY = 10**9
@@ -34,12 +32,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "fashion-mnist": _MXNET,
     "cifar10": _MXNET,
 }  # fmt: skip
-"""What each data set is trained with unless told otherwise.
+"""The settings that each data set is trained with by default.
 
 `circles` is the Keras document. The others are the MXNet document as each of its four CPUs really trained: MXNet kept
 four networks apart, each saw 32 samples of a batch of 128 and stepped by 0.1 * (sum over 32) / 128, which is a rate of
 0.025 for the mean over 32. A network here takes all samples, four times as many steps an epoch; so a weight decay of
-1e-5 takes as much off a weight in an epoch as theirs. (On whole batches at 0.1, two of five relu networks die.)
+1e-5 shrinks a weight as much per epoch as theirs. (On whole batches at 0.1, two of five relu networks die.)
 """
 
 
@@ -56,7 +54,7 @@ class TrainConfig:
     residual: bool
     gain: float
     bias: float
-    """What every bias starts at."""
+    """The value that every bias starts at."""
     optimizer: str
     lr: float
     momentum: float
@@ -117,41 +115,8 @@ def recipe(data: str = "digits", **given: Any) -> TrainConfig:
         values["lr"] = _RATES[given["optimizer"]]
     values.update(given)
     if values["name"] is None:
-        values["name"] = "-".join([data, values["act"], values["init"], *_dials(values), f"s{values['seed']}"])
+        values["name"] = "-".join([data, values["act"], values["init"], *_name_parts(values), f"s{values['seed']}"])
     return TrainConfig(data=data, **values)
-
-
-CONFIG = "config.json"
-"""Where a run's folder keeps its config, and the version of torch that it began with."""
-
-
-def write_config(config: TrainConfig, folder: Path) -> None:
-    """Write the config into the run's folder."""
-    content = {**encode(config), "torch": str(torch.__version__)}
-    try:
-        write_whole(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose another --runs") from None
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """Read what `write_config` wrote.
-
-    Raises:
-        UsageError: the folder holds no config, or none that this version understands.
-    """
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_bytes())
-        given = {key: value for key, value in content.items() if key != "torch"}
-        config: TrainConfig = decode(TrainConfig, given)
-    except (FileNotFoundError, NotADirectoryError):
-        wanted = "name the folder of a run, as in runs/digits-relu-uniform-s0"
-        raise UsageError(f"{folder} holds no {CONFIG}, so it is not a run that can continue; {wanted}") from None
-    except (UsageError, OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = "it holds no named values" if isinstance(error, AttributeError) else " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be used ({reason}): it is damaged, or of another version") from None
-    return config
 
 
 _COMMON: Mapping[str, Any] = {
@@ -160,10 +125,10 @@ _COMMON: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def departures(config: TrainConfig) -> dict[str, Any]:
-    """What a config has unlike the recipe of its data set: given to `recipe`, it makes the same config.
+def differences(config: TrainConfig) -> dict[str, Any]:
+    """The values in which a config differs from its data set's recipe; `recipe` makes the same config of them.
 
-    >>> departures(recipe("circles", act="tanh", lr=0.5))
+    >>> differences(recipe("circles", act="tanh", lr=0.5))
     {'data': 'circles', 'act': 'tanh', 'lr': 0.5}
     """
     usual, values = encode(recipe(config.data, optimizer=config.optimizer)), encode(config)
@@ -172,8 +137,8 @@ def departures(config: TrainConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key, value in values.items() if key == "data" or value != usual[key]}
 
 
-def _dials(values: Mapping[str, Any]) -> Iterator[str]:
-    """What a run's name says of the dials that are not where they usually are.
+def _name_parts(values: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of a run's name for settings that differ from the usual ones.
 
     >>> recipe("digits", norm="batch", residual=True, gain=2.0).name
     'digits-relu-uniform-batchnorm-residual-gain2-s0'
@@ -191,7 +156,9 @@ OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]], TrainConfig], Optimizer
     "adam": lambda groups, config: torch.optim.Adam(groups, lr=config.lr, eps=1e-7),
     "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr),
 }
-"""rmsprop and adam with Keras' constants; torch's own for RMSprop invert what the Keras document shows."""
+"""rmsprop and adam have Keras' constants. With torch's own for RMSprop, the result is the opposite of that which the
+Keras document shows.
+"""
 
 
 _RATES = {"sgd": 0.025, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3}

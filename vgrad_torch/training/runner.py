@@ -17,7 +17,7 @@ from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Position, Writer
 from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.training.checkpoints import Checkpoints
-from vgrad_torch.training.data import Progress
+from vgrad_torch.training.data import PrintLine
 from vgrad_torch.training.evaluation import Epoch, epoch_scalars, scores
 from vgrad_torch.training.loop import train
 from vgrad_torch.training.nonfinite import NonFiniteError
@@ -60,7 +60,7 @@ def run(
     config: TrainConfig,
     *,
     saved: RunFolder | None = None,
-    say: Progress = lambda line: None,
+    print_line: PrintLine = lambda line: None,
     on_start: Callable[[Path, Epoch], None] = lambda folder, epoch: None,
     on_epoch: Callable[[Epoch, Monitor], None] = lambda epoch, monitor: None,
     on_sample: Callable[[Snapshot], None] | None = None,
@@ -68,7 +68,7 @@ def run(
 ) -> Result:
     """Train by a config and log into a new folder, or continue a `saved` run.
 
-    A run that was continued ends with the weights and log of one that was never interrupted. `say`, `on_start`,
+    A run that was continued ends with the weights and log of one that was never interrupted. `print_line`, `on_start`,
     `on_epoch` and `on_sample` show the progress. A team shares each batch, and rank 0 writes.
 
     Raises:
@@ -77,7 +77,7 @@ def run(
         Stopped: Ctrl-C or SIGTERM came; the step is finished and saved.
     """
     team.check_alike({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # these may differ between hosts
-    setup = team.together(lambda: set_up(config, say, team))
+    setup = team.together(lambda: set_up(config, print_line, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
     folder = team.first(lambda: saved or RunFolder.create(config))
     checkpoints = Checkpoints(folder, config, data, model, optimizer, setup.generator, saves=team.rank == 0)
@@ -87,7 +87,7 @@ def run(
     if not progress:
         checkpoints.save(epochs)  # before the log: without a log in the checkpoint, a restart may begin the log again
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
-    writer = team.together(lambda: _writer(folder.path, progress.log if progress else None, team))
+    writer = team.together(lambda: _open_writer(folder.path, progress.log if progress else None, team))
     monitor = watch(parallel, optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
     if progress and progress.monitor:
         monitor.restore(progress.monitor)
@@ -101,10 +101,10 @@ def run(
 
     def stop_if_asked() -> None:
         if not team.all(torch.tensor(signals.number is None, device=team.device)):
-            checkpoints.save(epochs, monitor, inside=True)
+            checkpoints.save(epochs, monitor, mid_epoch=True)
             raise Stopped(next(filter(None, team.gather(signals.number))), folder.path, monitor.step)
 
-    with monitor, _open_log(writer), StopSignals() as signals:
+    with monitor, _resumable_log(writer), StopSignals() as signals:
         if not progress:
             begin_log(monitor, setup, config, epochs[0])
             checkpoints.save(epochs, monitor)
@@ -119,8 +119,8 @@ def run(
 
 
 @contextmanager
-def _open_log(writer: Writer) -> Iterator[None]:
-    """Write no end into the log if the run can continue later. After a loss that is not finite it cannot."""
+def _resumable_log(writer: Writer) -> Iterator[None]:
+    """Write no end into the log of a run that can continue. After a loss that is not finite, a run cannot."""
     try:
         yield
     except NonFiniteError:
@@ -130,14 +130,14 @@ def _open_log(writer: Writer) -> Iterator[None]:
         raise
 
 
-def _writer(folder: Path, log: Position | None, team: Team) -> Writer:
+def _open_writer(folder: Path, log: Position | None, team: Team) -> Writer:
     if team.rank > 0:
         return Writer(None)
     return Writer.continued(folder, log) if log else Writer(folder)
 
 
 def begin_log(monitor: Monitor, setup: Setup, config: TrainConfig, epoch: Epoch) -> None:
-    """Write what comes before all samples: layout, hyperparameters, the first scores and what theory expects."""
+    """Write what precedes the first sample: layout, hyperparameters, first scores and the theory's prediction."""
     layers = layer_tags(setup.model)
     first = tags.layer_tag("gradient_log10_rms", layers[0])
     monitor.writer.layout(monitor.ranks.size)

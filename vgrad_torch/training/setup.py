@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from vgrad_torch.distributed.team import ALONE, Batches, Team
 from vgrad_torch.errors import UsageError
 from vgrad_torch.models.mlp import build_mlp
-from vgrad_torch.training.data import Dataset, Progress, batches, load
+from vgrad_torch.training.data import Dataset, PrintLine, batches, load
 from vgrad_torch.training.evaluation import LossFunction, loss_function
 from vgrad_torch.training.recipes import TrainConfig, make_optimizer
 from vgrad_torch.watching.schedule import Schedule
@@ -34,19 +34,19 @@ class Setup:
     """It shuffles the batches."""
 
 
-def set_up(config: TrainConfig, say: Progress = lambda line: None, team: Team = ALONE) -> Setup:
+def set_up(config: TrainConfig, print_line: PrintLine = lambda line: None, team: Team = ALONE) -> Setup:
     """Load the data, draw the weights, make the optimizer and the batches, which a team then shares."""
     with team.host_by_host():
-        data = load(config.data, Path(config.data_dir) if config.data_dir else None, say).to(team.device)
+        data = load(config.data, Path(config.data_dir) if config.data_dir else None, print_line).to(team.device)
     generator = torch.Generator().manual_seed(config.seed)
     widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
-    model = _built(widths, config, generator).to(team.device)
+    model = _build_model(widths, config, generator).to(team.device)
     optimizer = make_optimizer(model, config)
-    feeds = feeding(config, data, generator, team.size)
-    return Setup(data, model, loss_function(data.classes), optimizer, *feeds, generator)
+    steps, batches_of_epoch = epoch_batches(config, data, generator, team.size)
+    return Setup(data, model, loss_function(data.classes), optimizer, steps, batches_of_epoch, generator)
 
 
-def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
+def _build_model(widths: list[int], config: TrainConfig, generator: torch.Generator) -> nn.Sequential:
     try:
         return build_mlp(
             widths, config.act, config.init, norm=config.norm, residual=config.residual, gain=config.gain,
@@ -56,7 +56,9 @@ def _built(widths: list[int], config: TrainConfig, generator: torch.Generator) -
         raise UsageError(f"a network of widths {widths} does not fit into memory; choose smaller widths") from error
 
 
-def feeding(config: TrainConfig, data: Dataset, generator: torch.Generator, processes: int = 1) -> tuple[int, Batches]:
+def epoch_batches(
+    config: TrainConfig, data: Dataset, generator: torch.Generator, processes: int = 1
+) -> tuple[int, Batches]:
     """Steps of an epoch, and the batches of an epoch in the order of the recipe's tutorial.
 
     Keras (circles) shuffles for each epoch and also trains on the smaller last batch. MXNet's MNISTIter (all other
