@@ -269,7 +269,7 @@ def test_what_one_rank_is_refused_all_are(ranks: list[dict[str, Any]]) -> None:
     assert other["together"] == ["on rank 0: not here, 0", "on rank 1: not here, 1", 1]
     assert one["first"] == other["first"] == ["not here, 0", 0]
     assert one["alike"] == other["alike"] == "the same"
-    assert one["options"] == other["options"] == "rank 1 was given lr 0.1, but rank 0 0.0; give all the same"
+    assert one["options"] == other["options"] == "rank 1 has lr 0.1, but rank 0 has 0.0; start all with the same"
     assert one["all"] == other["all"] == [True, False]
     assert (one["came"], other["came"]) == ([], ["came0"])  # the second one waited
 

@@ -179,7 +179,9 @@ def test_torchrun_names_a_killed_process_and_leaves_none(tmp_path: Path) -> None
     assert time.monotonic() - started < 30
     assert launcher.returncode == 1
     assert re.search(r"rank +: 1 \(local_rank: 1\)\n +exitcode +: -9 (.*\n)*.*SIGKILL", error)
-    assert re.findall(r"^vgrad: (rank 0 of 2 lost the others, [^;]+); the one that ended first", error, re.M)
+    assert re.findall(
+        r"^vgrad: (rank 0 of 2 lost the connection to the others, [^;]+); torchrun reports which process", error, re.M
+    )
     assert "[rank0]: Traceback" not in error
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 

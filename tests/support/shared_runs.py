@@ -73,14 +73,14 @@ def words(rank: int, folder: Path) -> dict[str, Any]:
         except UsageError as error:
             return str(error)
 
-    with crew.host_by_host():
+    with crew.one_per_host_first():
         came = sorted(path.name for path in folder.glob("came*"))
         (folder / f"came{rank}").write_text("")
     return {
-        "together": [refusal(crew.together, who) for who in (0, 1, 2)],
-        "first": [refusal(crew.first, who) for who in (0, 1)],
-        "alike": crew.said("the same"),
-        "options": refusal(lambda _: crew.check_alike({"seed": 0, "lr": 0.1 * rank}), 0),
+        "together": [refusal(crew.on_all_ranks, who) for who in (0, 1, 2)],
+        "first": [refusal(crew.on_rank_0, who) for who in (0, 1)],
+        "alike": crew.first_message("the same"),
+        "options": refusal(lambda _: crew.check_equal({"seed": 0, "lr": 0.1 * rank}), 0),
         "all": [crew.all(torch.tensor(flag)) for flag in (True, rank == 0)],
         "came": came,
     }

@@ -31,7 +31,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def complain(message: str) -> None:
     """Print an error on stderr; of the processes of torchrun, only one on each host prints."""
-    if launch.speaks_for_its_host():
+    if launch.prints_for_host():
         print(f"vgrad: {message}", file=sys.stderr)
 
 
@@ -53,10 +53,10 @@ def train(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in FLAGS}
     ranks = team()
-    saved = None if options.resume is None else ranks.first(lambda: _saved_run(Path(options.resume), given))
+    saved = None if options.resume is None else ranks.on_rank_0(lambda: _saved_run(Path(options.resume), given))
     if saved is None:
         config = recipes.recipe(**{**given, "data": options.data or "digits"})
-        saved = ranks.first(lambda: _restarted_run(config, given))
+        saved = ranks.on_rank_0(lambda: _restarted_run(config, given))
     if saved is not None and saved.finished:  # not an error: the run is already complete
         print(f"The run {saved.path} is finished after {saved.config.epochs} epochs; nothing is left to train.")
         return 3 if saved.verdict in options.fail_on else 0
@@ -117,7 +117,7 @@ def _saved_run(path: Path, given: Mapping[str, Any]) -> Any:
 
 def _restarted_run(config: Any, given: Mapping[str, Any]) -> Any:
     """The run that this torchrun started before it restarted its processes; None if there is none."""
-    if not launch.restarts():
+    if not launch.restart_count():
         return None
     from vgrad_torch.training.run_folder import RunFolder
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not raise
             stream.reconfigure(errors="replace")
     try:
-        with _process_group(), launch.one_voice():
+        with _process_group(), launch.only_rank_0_prints():
             return _run_command(arguments)
     except BrokenPipeError:  # the reader of the output has ended; without this Python reports it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vgrad: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        if launch.speaks_for_its_host():
+        if launch.prints_for_host():
             print("\nvgrad: stopped", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
 
@@ -50,18 +50,18 @@ _LONGEST_NAME = 250  # bytes; file systems allow 255, and the name of a second r
 
 def _process_group() -> AbstractContextManager[None]:
     """Connects the processes of a run if torchrun started several."""
-    if not launch.launched():
+    if not launch.started_by_torchrun():
         return nullcontext()
-    from vgrad_torch.distributed.team import gathered
+    from vgrad_torch.distributed.team import process_group
 
-    return gathered()
+    return process_group()
 
 
 def _run_command(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
-        if launch.launched() and command is not commands.train:
+        if launch.started_by_torchrun() and command is not commands.train:
             raise UsageError("torchrun works with vgrad train only; start this command without torchrun")
         return command(options)
     except UsageError as error:

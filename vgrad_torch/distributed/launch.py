@@ -1,4 +1,4 @@
-"""What torchrun tells each process that it starts: which one of how many it is. No torch here."""
+"""What torchrun tells each of its processes through environment variables. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A process among those of one run: its number, from 0, of all hosts' together, and among those of its host."""
+    """The rank of a process among all processes of a run, and among those of its host; both count from 0."""
 
     rank: int = 0
     size: int = 1
@@ -18,36 +18,36 @@ class Place:
     local_size: int = 1
 
 
-def launched() -> bool:
+def started_by_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def place() -> Place:
-    """This process's place; the only one's where torchrun did not start it."""
-    if not launched():
+    """The place of this process; rank 0 of 1 if torchrun did not start it."""
+    if not started_by_torchrun():
         return Place()
     return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
 
 
-def restarts() -> int:
-    """How often torchrun has started the processes anew, as one had ended with an error (`--max-restarts`)."""
+def restart_count() -> int:
+    """How often torchrun restarted the processes after one ended with an error (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def mark() -> str:
-    """What all starts of one launch have in common: its id, and the process that starts them."""
+def launch_id() -> str:
+    """What identifies one launch of torchrun over its restarts: its id and the process id of torchrun."""
     return f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}"
 
 
-def speaks_for_its_host() -> bool:
-    """Whether this process says what all have to say alike: once on the terminal of each host."""
+def prints_for_host() -> bool:
+    """Whether this process prints for its host, so that a message appears once on each terminal."""
     return place().local_rank == 0
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """What is printed inside is shown of rank 0 alone."""
+def only_rank_0_prints() -> Iterator[None]:
+    """Inside the block, the standard output of all ranks but 0 is discarded."""
     if place().rank == 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""The processes that train one network together: how they meet, agree and end, and each one's share of a batch."""
+"""The processes that train one network: their process group, their collective calls, and the share of each batch."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from vgrad_torch.distributed import launch
 from vgrad_torch.errors import UsageError
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up; rank 0 may be downloading a data set meanwhile."""
+"""How long a process waits for the others, for example while rank 0 downloads a data set."""
 
-_LAST_WORDS = timedelta(seconds=30)
+_END_TIMEOUT = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The processes of one run as one of them sees them; `ALONE` is a process of its own.
+    """The processes of one run, seen from one of them. `ALONE` is a single process.
 
-    What is said of all ranks is a collective call: each must come to it.
+    Every method that mentions all ranks is a collective call: each rank must call it.
     """
 
     rank: int = 0
@@ -40,27 +40,27 @@ class Team:
     """Whether there is a process group."""
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model as all ranks train it: its gradients are those of the mean of their losses.
+        """The model for all ranks: its gradients are those of the mean of the ranks' losses.
 
-        A batch norm sees each rank's own samples; the running statistics are those of rank 0.
+        Batch norm uses each rank's own samples; the running statistics are those of rank 0.
         """
         if not self.joined:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def share(self, batches: Batches) -> Batches:
-        """This rank's part of each batch: every size-th sample, dealt as `DistributedSampler` does."""
+        """This rank's part of each batch: every size-th sample, as `DistributedSampler` does it."""
         if self.size == 1:
             return batches
         return lambda: ((x[self.rank :: self.size], y[self.rank :: self.size]) for x, y in batches())
 
-    def gather(self, mine: Made) -> list[Made]:
-        """What each rank gave, in their order."""
+    def gather(self, own: Value) -> list[Value]:
+        """The values of all ranks, in order."""
         if not self.joined:
-            return [mine]
+            return [own]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, mine)
-        return cast(list[Made], gathered)
+        dist.all_gather_object(gathered, own)
+        return cast(list[Value], gathered)
 
     def all(self, flag: Tensor) -> bool:
         """Whether a condition holds on every rank."""
@@ -70,56 +70,56 @@ class Team:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return bool(least)
 
-    def said(self, words: str | None) -> str | None:
-        """What the lowest rank that has something to say says, on all; by its number, unless all say the same."""
-        words_of = self.gather(words)
-        speaker = next((rank for rank, said in enumerate(words_of) if said), None)
-        if speaker is None:
+    def first_message(self, message: str | None) -> str | None:
+        """The message of the lowest rank that has one, on all ranks; with the rank, unless all messages are equal."""
+        messages = self.gather(message)
+        rank = next((rank for rank, message in enumerate(messages) if message), None)
+        if rank is None:
             return None
-        return words_of[speaker] if len(set(words_of)) == 1 else f"on rank {speaker}: {words_of[speaker]}"
+        return messages[rank] if len(set(messages)) == 1 else f"on rank {rank}: {messages[rank]}"
 
-    def together(self, work: Callable[[], Made]) -> Made:
-        """What this rank makes of it, if none is refused it.
+    def on_all_ranks(self, work: Callable[[], Value]) -> Value:
+        """The result of `work` on this rank, if it succeeds on all ranks.
 
         Raises:
-            UsageError: one was; on all ranks the same.
+            UsageError: it was raised on a rank; then the same error is raised on all.
         """
         if not self.joined:
             return work()
-        made, fault = _tried(work)
-        if fault := self.said(fault):
+        result, fault = _tried(work)
+        if fault := self.first_message(fault):
             raise UsageError(fault)
-        return cast(Made, made)
+        return cast(Value, result)
 
-    def first(self, work: Callable[[], Made]) -> Made:
-        """What rank 0 makes of it, on all ranks.
+    def on_rank_0(self, work: Callable[[], Value]) -> Value:
+        """The result of `work` on rank 0, on all ranks.
 
         Raises:
-            UsageError: rank 0 was refused it; on all ranks the same.
+            UsageError: it was raised on rank 0; then the same error is raised on all.
         """
         if not self.joined:
             return work()
-        made, fault = self.gather(_tried(work) if self.rank == 0 else (None, None))[0]
+        result, fault = self.gather(_tried(work) if self.rank == 0 else (None, None))[0]
         if fault:
             raise UsageError(fault)
-        return cast(Made, made)
+        return cast(Value, result)
 
-    def check_alike(self, options: Mapping[str, object]) -> None:
-        """Whether all ranks were given the same.
+    def check_equal(self, options: Mapping[str, object]) -> None:
+        """Check that all ranks have the same options.
 
         Raises:
-            UsageError: one was not; on all ranks the same.
+            UsageError: they differ; then the same error is raised on all.
         """
-        of_rank = self.gather(options)
-        for rank, given in enumerate(of_rank):
-            for name in (name for name in options if given[name] != of_rank[0][name]):
+        by_rank = self.gather(options)
+        for rank, given in enumerate(by_rank):
+            for name in (name for name in options if given[name] != by_rank[0][name]):
                 raise UsageError(
-                    f"rank {rank} was given {name} {given[name]}, but rank 0 {of_rank[0][name]}; give all the same"
+                    f"rank {rank} has {name} {given[name]}, but rank 0 has {by_rank[0][name]}; start all with the same"
                 )
 
     @contextmanager
-    def host_by_host(self) -> Iterator[None]:
-        """One process of each host goes through the block before the others: it downloads, they find the files."""
+    def one_per_host_first(self) -> Iterator[None]:
+        """One process of each host runs the block before the others, so that only one downloads files."""
         if self.joined and self.local_rank > 0:
             dist.barrier()
         try:
@@ -129,7 +129,7 @@ class Team:
                 dist.barrier()
 
 
-def _tried(work: Callable[[], Made]) -> tuple[Made | None, str | None]:
+def _tried(work: Callable[[], Value]) -> tuple[Value | None, str | None]:
     try:
         return work(), None
     except UsageError as error:
@@ -140,38 +140,38 @@ ALONE = Team()
 
 
 def team() -> Team:
-    """This process's team: those that torchrun started, inside `gathered`; else it is alone."""
-    if not (launch.launched() and dist.is_initialized()):
+    """The team of this process: inside `process_group` all processes of torchrun, otherwise this one alone."""
+    if not (launch.started_by_torchrun() and dist.is_initialized()):
         return ALONE
     place = launch.place()
     return Team(place.rank, place.size, place.local_rank, _device(place), joined=True)
 
 
 def _device(place: launch.Place) -> torch.device:
-    """A GPU of its own, if each process of this host can have one."""
+    """A GPU for this process alone, if the host has one for each process; otherwise the CPU."""
     enough = torch.cuda.device_count() >= place.local_size
     return torch.device("cuda", place.local_rank) if enough else torch.device("cpu")
 
 
 @contextmanager
-def gathered() -> Iterator[None]:
-    """The processes that torchrun started have a process group inside the block: NCCL's on GPUs, else gloo's.
+def process_group() -> Iterator[None]:
+    """Inside the block the processes of torchrun have a process group: NCCL on GPUs, otherwise gloo.
 
-    They leave it together, as torchrun ends all others when one ends with an error.
+    They leave it together, because torchrun ends all others when one ends with an error.
     """
     device = _device(launch.place())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
-    # the addresses of those that ended are still in the store
-    fresh = dist.PrefixStore(f"start {launch.restarts()}", store)  # type: ignore[attr-defined]
+    # the store still holds the addresses of processes that ended
+    fresh = dist.PrefixStore(f"start {launch.restart_count()}", store)  # type: ignore[attr-defined]
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
-        dist.barrier(async_op=True).wait(_LAST_WORDS)
+        dist.barrier(async_op=True).wait(_END_TIMEOUT)
     except BaseException as error:
-        if device.type == "cpu":  # NCCL's would wait for those that do not come
+        if device.type == "cpu":  # NCCL would wait for missing processes
             dist.destroy_process_group()
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise ConnectionError(_lost(error)) from error
@@ -183,6 +183,6 @@ def _lost(error: RuntimeError) -> str:
     place = launch.place()
     reason = str(error).split("] ", 1)[-1].split(". This")[0]
     return (
-        f"rank {place.rank} of {place.size} lost the others, {reason}; the one that ended first, and how, is in what "
-        "torchrun reports"
+        f"rank {place.rank} of {place.size} lost the connection to the others, {reason}; torchrun reports which "
+        "process ended first, and how"
     )

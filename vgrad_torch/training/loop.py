@@ -52,7 +52,7 @@ def train(
             if not team.all(loss.isfinite()):
                 monitor.losses.append(math.nan)  # for the last verdict
                 place = None if loss.isfinite() else find_nonfinite(model, loss_fn, x, y, monitor)
-                raise NonFiniteError(team.said(place))
+                raise NonFiniteError(team.first_message(place))
             loss.backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -60,7 +60,7 @@ def train(
             samples += len(x) * team.size
             on_step()
         seconds = time.perf_counter() - start
-        score = team.first(lambda: scores(model, data, loss_fn))
+        score = team.on_rank_0(lambda: scores(model, data, loss_fn))
         epoch = Epoch(number, monitor.step, *score, seconds, samples / seconds)
         monitor.writer.scalars(epoch_scalars(epoch), epoch.step)
         if not math.isfinite(epoch.train.loss):  # after the last update of the epoch

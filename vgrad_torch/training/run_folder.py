@@ -53,8 +53,8 @@ class RunFolder:
             except OSError as error:
                 raise UsageError(f"cannot make the folder {folder}: {error.strerror}; choose another --runs") from None
             write_config(config, folder)
-            if launch.launched():
-                (folder / _LAUNCH_FILE).write_text(launch.mark())
+            if launch.started_by_torchrun():
+                (folder / _LAUNCH_FILE).write_text(launch.launch_id())
             return cls(folder, config)
         raise UsageError(f"{runs} holds 9,999 runs named {config.name}; delete some, or choose another name")
 
@@ -85,7 +85,7 @@ class RunFolder:
     @classmethod
     def of_this_launch(cls, runs: Path) -> RunFolder | None:
         """The run that the same torchrun started before it restarted its processes; None if there is none."""
-        marks = (path for path in runs.glob(f"*/{_LAUNCH_FILE}") if path.read_text() == launch.mark())
+        marks = (path for path in runs.glob(f"*/{_LAUNCH_FILE}") if path.read_text() == launch.launch_id())
         mark = next(marks, None)
         return None if mark is None else cls.read(mark.parent)
 

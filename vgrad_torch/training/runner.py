@@ -76,18 +76,18 @@ def run(
         NonFiniteError: the loss became NaN or infinite; the log up to there is kept.
         Stopped: Ctrl-C or SIGTERM came; the step is finished and saved.
     """
-    team.check_alike({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # these may differ between hosts
-    setup = team.together(lambda: set_up(config, print_line, team))
+    team.check_equal({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # these may differ between hosts
+    setup = team.on_all_ranks(lambda: set_up(config, print_line, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
-    folder = team.first(lambda: saved or RunFolder.create(config))
+    folder = team.on_rank_0(lambda: saved or RunFolder.create(config))
     checkpoints = Checkpoints(folder, config, data, model, optimizer, setup.generator, saves=team.rank == 0)
-    progress = team.together(checkpoints.restore) if saved else None
+    progress = team.on_all_ranks(checkpoints.restore) if saved else None
     parallel = team.parallel(model)
-    epochs = list(progress.epochs) if progress else [Epoch(0, 0, *team.first(lambda: scores(model, data, loss_fn)))]
+    epochs = list(progress.epochs) if progress else [Epoch(0, 0, *team.on_rank_0(lambda: scores(model, data, loss_fn)))]
     if not progress:
         checkpoints.save(epochs)  # before the log: without a log in the checkpoint, a restart may begin the log again
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
-    writer = team.together(lambda: _open_writer(folder.path, progress.log if progress else None, team))
+    writer = team.on_all_ranks(lambda: _open_writer(folder.path, progress.log if progress else None, team))
     monitor = watch(parallel, optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
     if progress and progress.monitor:
         monitor.restore(progress.monitor)

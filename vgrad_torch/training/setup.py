@@ -36,7 +36,7 @@ class Setup:
 
 def set_up(config: TrainConfig, print_line: PrintLine = lambda line: None, team: Team = ALONE) -> Setup:
     """Load the data, draw the weights, make the optimizer and the batches, which a team then shares."""
-    with team.host_by_host():
+    with team.one_per_host_first():
         data = load(config.data, Path(config.data_dir) if config.data_dir else None, print_line).to(team.device)
     generator = torch.Generator().manual_seed(config.seed)
     widths = [data.x_train.shape[1], *config.hidden, data.classes if data.classes > 2 else 1]
