@@ -158,7 +158,8 @@ def _print_result(result: Any, console: Any) -> None:
     classes = result.model[-1].out_features if result.model[-1].out_features > 1 else 2
     paragraph = terminal.result_paragraph(result.config, result.epochs, history[0], history[-1], classes)
     console.print(paragraph, markup=False)
-    console.print(f"\nThe verdict is {result.diagnosis.paragraph()}", markup=False)
+    console.print(f"\nThe verdict is {result.diagnosis.reasons()}", markup=False)
+    console.print(" ".join(result.diagnosis.advice), markup=False)
     console.print(f"\nLogged in {result.folder}.", markup=False)
 
 

@@ -68,8 +68,9 @@ class Report:
         return self.run.folder / "report.html"
 
     def __str__(self) -> str:
-        paragraph = textwrap.fill(self.verdict.paragraph, 100)
-        return "\n".join([f"{self.run.name}: {self.summary()}", "", *self.lines(), "", paragraph, *self.remarks()])
+        reasons, next_, advice = self.verdict.paragraph.partition(" Next: ")
+        paragraphs = [textwrap.fill(text, 100) for text in (reasons, f"{next_}{advice}".strip()) if text]
+        return "\n".join([f"{self.run.name}: {self.summary()}", "", *self.lines(), "", *paragraphs, *self.remarks()])
 
     def lines(self) -> Iterator[str]:
         """The table of the layers and the legend of their states."""

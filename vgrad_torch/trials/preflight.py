@@ -26,7 +26,7 @@ from vgrad_torch.watching.selection import Layers
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """The result of `preflight`; `str()` is a table of the layers and two paragraphs.
+    """The result of `preflight`; `str()` is a table of the layers, the reasons, and what to do next.
 
     Attributes:
         diagnosis: the verdict, its evidence, its causes and what to do next.
@@ -67,8 +67,8 @@ class Preflight:
         return self.text()
 
     def text(self, width: int = 100) -> str:
-        """The table, and the paragraphs wrapped to a width."""
-        paragraphs = [self.diagnosis.paragraph(), " ".join(_remarks(self))]
+        """The table, and the paragraphs wrapped to a width; the advice is the last one."""
+        paragraphs = [self.diagnosis.reasons(), " ".join(_remarks(self)), " ".join(self.diagnosis.advice)]
         return "\n".join([*_table(self), *("\n" + textwrap.fill(text, width) for text in paragraphs if text)])
 
 

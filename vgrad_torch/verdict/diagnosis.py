@@ -55,7 +55,7 @@ class LayerState:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A verdict and its reasons; `str()` is a table of the layers and one paragraph.
+    """A verdict and its reasons; `str()` is a table of the layers, one paragraph, and the advice on lines of its own.
 
     Attributes:
         verdict: one of `rules.VERDICTS`.
@@ -85,20 +85,21 @@ class Diagnosis:
 
     def __str__(self) -> str:
         rows = [*table(_HEAD, map(_cells, self.layers)), *legend(layer.word for layer in self.layers)]
-        return "\n".join([*rows, "", textwrap.fill(self._reasons(), 100), textwrap.fill(" ".join(self.advice), 100)])
+        return "\n".join([*rows, "", textwrap.fill(self.reasons(), 100), textwrap.fill(" ".join(self.advice), 100)])
 
     def markdown(self) -> str:
         """The same in Markdown, for TensorBoard's text tab."""
         rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(layer) for layer in self.layers)]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        reasons = f"**{self.verdict}**{self._reasons().removeprefix(self.verdict)}"
+        reasons = f"**{self.verdict}**{self.reasons().removeprefix(self.verdict)}"
         return "\n\n".join([table, reasons, " ".join(self.advice), *legend(layer.word for layer in self.layers)]) + "\n"
 
     def paragraph(self) -> str:
         """Verdict, reason, confidence, causes and, last, the advice."""
-        return " ".join([self._reasons(), *self.advice])
+        return " ".join([self.reasons(), *self.advice])
 
-    def _reasons(self) -> str:
+    def reasons(self) -> str:
+        """The paragraph without the advice."""
         return " ".join([f"{self.verdict}: {self.because}", *_remarks(self)])
 
 
@@ -238,10 +239,10 @@ def _remarks(diagnosis: Diagnosis) -> Iterator[str]:
     if verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
         yield f"One step changes the weights of the first trained layer by {_of_their_size(10**evidence.update)}."
     if not evidence.chain and verdict not in _NOT_COMPARED and not math.isnan(evidence.signal):
-        yield (
-            f"In the order of the calls, {called(evidence.first)} is the first layer and {called(evidence.last)} the "
-            "last. No network like this one was calibrated."
-        )
+        first, last = called(evidence.first), called(evidence.last)
+        yield f"In the order of the calls, {first} is the first layer and {last} the last."
+        if verdict != "cannot tell":
+            yield "No network like this one was calibrated."
 
 
 _NOT_COMPARED = ("no gradient", "non-finite", "frozen")
@@ -259,7 +260,7 @@ def _success_rate(record: Record, *, alarm: bool) -> str:
 
 def _causes(suspects: Sequence[Suspect], change: str) -> Iterator[str]:
     weights = sum(suspect.share for suspect in suspects if suspect.factor.kind == "weight")
-    yield f"Weights cause {weights:.0%} of the {change} and activations {1 - weights:.0%}."
+    yield f"Weights cause {weights:.0%} of the gradient's {change} and activations {1 - weights:.0%}."
     largest = [str(suspect) for suspect in suspects[:3]]
     causes = "largest causes are" if len(largest) > 1 else "largest cause is"
     yield f"The {causes} {enumerated(largest)}."

@@ -159,8 +159,8 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
         )
     if not evidence.chain:
         return (
-            f"{_compared(evidence, lines.measure)}. This would be too little for fully connected layers in a row. No "
-            "other networks were calibrated."
+            f"{_compared(evidence, lines.measure)}. This would be too little for fully connected layers in a row; "
+            "other networks were not calibrated."
         )
     return None
 
@@ -224,7 +224,7 @@ def _compared(evidence: Evidence, measure: str) -> str:
     first, last, signal = called(evidence.first), called(evidence.last), power_of_ten(evidence.signal)
     received = f"{first} receives {signal} of the gradient that {last} receives"
     trained = "the first trained layer" if evidence.first in evidence.frozen else first
-    change = f"Relative to the error, {trained}'s weights would change by {power_of_ten(evidence.drive)}"
+    change = f"Relative to the error, {trained}'s weights would change by {power_of_ten(evidence.drive)} of their size"
     if measure == "drive":
         return f"{received}. {change}"
     when = f"at step {evidence.since}, corrected for small weights"
