@@ -230,7 +230,7 @@ EXPLODES: dict[str, Any] = {"hidden": (32,) * 8, "init": "he", "gain": 2.0, "opt
 FADES: dict[str, Any] = {"act": "sigmoid", "hidden": (32,) * 10, "init": "glorot", "lr": 0.1, "epochs": 10}
 
 
-def test_an_exploding_net_breaks_and_clipping_cures_it(tmp_path: Path) -> None:
+def test_an_exploding_net_breaks_and_clipping_fixes_it(tmp_path: Path) -> None:
     with pytest.raises(training.NonFiniteError):
         ends(tmp_path, "circles", **EXPLODES)
     assert ends(tmp_path, "circles", **EXPLODES, clip=1.0) > 0.95
@@ -243,11 +243,11 @@ def test_biases_below_zero_kill_relus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dials", "cured"), [({}, False), ({"norm": "layer"}, False), ({"norm": "batch"}, True), ({"residual": True}, True)]
+    ("dials", "fixed"), [({}, False), ({"norm": "layer"}, False), ({"norm": "batch"}, True), ({"residual": True}, True)]
 )
-def test_what_cures_deep_sigmoids(dials: dict[str, Any], cured: bool, tmp_path: Path) -> None:
+def test_what_fixes_deep_sigmoids(dials: dict[str, Any], fixed: bool, tmp_path: Path) -> None:
     accuracy = ends(tmp_path, "digits", **FADES, **dials)
-    assert accuracy > 0.9 if cured else accuracy < 0.2
+    assert accuracy > 0.9 if fixed else accuracy < 0.2
 
 
 def test_the_gradient_that_the_optimizer_gets_is_clipped(tmp_path: Path) -> None:

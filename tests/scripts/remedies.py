@@ -1,8 +1,8 @@
-"""Does what_if's first advice help? Networks of the calibration's grid that fail, trained again with it.
+"""Networks of the calibration grid that fail, trained again with the first advice of what_if.
 
-`python -m tests.scripts.cures` prints a row for each. A network fails, or trains, as in the calibration: at all, or at
+`python -m tests.scripts.remedies` prints a row for each. A network fails, or trains, as in the calibration: at all, or at
 any, of the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. That takes some
-minutes. `python -m tests.scripts.cures 1 40` takes the first forty in another order.
+minutes. `python -m tests.scripts.remedies 1 40` takes the first forty in another order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.training.evaluation import LossFunction, evaluate, loss_function
 from vgrad_torch.trials.what_if import WhatIf, apply, what_if
 
-ILL = ("vanishing", "exploding", "dead")
+FAILING = ("vanishing", "exploding", "dead")
 OPTIMIZERS: Mapping[str, Callable[[Iterator[nn.Parameter], float], Optimizer]] = {
     "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
     "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
@@ -110,7 +110,7 @@ def trains(
     return None
 
 
-def mended(net: Net, advice: WhatIf) -> nn.Module:
+def with_advice(net: Net, advice: WhatIf) -> nn.Module:
     """A copy of the net with the first advice applied."""
     assert advice.best is not None
     torch.manual_seed(1)  # not the weights that the advice was judged by
@@ -121,20 +121,20 @@ def main(seed: int = 0, wanted: int = 20) -> None:
     """Print the table of the first so many in the order of a seed."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    start, cured, tried = time.perf_counter(), 0, 0
+    start, trained, tried = time.perf_counter(), 0, 0
     for candidate in nets(seed):
         advice = candidate.advice()
-        if advice.before.verdict not in ILL or not fails(candidate):
+        if advice.before.verdict not in FAILING or not fails(candidate):
             continue
-        found = trains(candidate, mended(candidate, advice)) if advice.best else None
-        tried, cured = tried + 1, cured + (found is not None)
+        found = trains(candidate, with_advice(candidate, advice)) if advice.best else None
+        tried, trained = tried + 1, trained + (found is not None)
         change = advice.best.remedy.name if advice.best else "no advice"
         outcome = f"trains at {found[0]:g} after {found[1]} steps" if found else "FAILS"
         name = f"{candidate.configuration.name} {candidate.optimizer}"
         print(f"{name:<42} {advice.before.verdict:<10} {change:<32} {outcome}", flush=True)
         if tried == wanted:
             break
-    print(f"{cured} of {tried} train with the first advice ({time.perf_counter() - start:.0f} s)")
+    print(f"{trained} of {tried} train with the first advice ({time.perf_counter() - start:.0f} s)")
 
 
 if __name__ == "__main__":
