@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.scripts import advice as advised
 from tests.scripts import calibration_grid as grid
-from tests.scripts import remedies
 from tests.scripts.ensemble import Ensemble
 from tests.support.assertions import hook_count
 from vgrad_torch.models.mlp import build_mlp
@@ -191,7 +191,7 @@ def test_a_healthy_net_gets_no_remedies() -> None:
 
 
 def test_ten_healthy_nets_of_the_grid_get_no_advice() -> None:
-    advice = (net.advice() for net in remedies.nets(seed=0))
+    advice = (net.advice() for net in advised.nets(seed=0))
     healthy = list(islice((result for result in advice if result.before.verdict == "healthy"), 10))
     assert [result.best for result in healthy] == [None] * 10
 
@@ -230,11 +230,11 @@ def test_nets_that_fail_train_with_the_best_remedy(name: str) -> None:
     """A majority of nine draws of the weights decides; with one draw, rounding does.
 
     Of twenty draws each, none trained without the remedy at any rate within 3,000 steps. With it all twenty did within
-    800 steps, at a rate of .003. `python -m tests.scripts.remedies` trains twenty other networks, at every rate.
+    800 steps, at a rate of .003. `python -m tests.scripts.advice` trains twenty other networks, at every rate.
     """
-    net = remedies.net(next(c for c in grid.configurations() if c.name == name), "sgd")
+    net = advised.net(next(c for c in grid.configurations() if c.name == name), "sgd")
     result = net.advice()
-    assert result.before.verdict in remedies.FAILING
+    assert result.before.verdict in advised.FAILING
     assert result.best is not None
     unchanged, changed = [], []
     for seed in range(9):
@@ -246,7 +246,7 @@ def test_nets_that_fail_train_with_the_best_remedy(name: str) -> None:
         changed.append(model)
     ensemble = Ensemble([*unchanged, *changed], [("sgd", [0.003] * 18)])
     trained = torch.zeros(18, dtype=torch.bool)
-    for step, (x, y) in zip(range(801), remedies.batches(net), strict=False):
+    for step, (x, y) in zip(range(801), advised.batches(net), strict=False):
         if step % grid.EVERY == 0:
             trained |= ensemble.accuracies(net.x, net.y) >= grid.TARGETS["digits"]
         ensemble.step(x, y)
@@ -263,7 +263,7 @@ def test_a_batch_of_one_sample_has_no_spread_and_is_judged_without() -> None:
 
 
 def test_a_gradient_that_grows_more_than_tenfold_is_not_the_first_advice() -> None:
-    net = remedies.net(next(c for c in grid.configurations() if c.name == "digits_sigmoid_normal_14_8"), "sgd")
+    net = advised.net(next(c for c in grid.configurations() if c.name == "digits_sigmoid_normal_14_8"), "sgd")
     result = net.advice()
     tanh = next(trial for trial in result.trials if trial.remedy.name == "tanh")
     assert tanh.signal > 10

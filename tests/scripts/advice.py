@@ -1,8 +1,8 @@
 """Networks of the calibration grid that fail, trained again with the first advice of what_if.
 
-`python -m tests.scripts.remedies` prints a row for each. A network fails, or trains, as in the calibration: at all, or at
-any, of the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. That takes some
-minutes. `python -m tests.scripts.remedies 1 40` takes the first forty in another order.
+`python -m tests.scripts.advice` prints a row for each. A network fails, or trains, as in the calibration: at all, or
+at any, of the learning rates of its optimizer it stays below, or reaches, the target within 3,000 steps. This takes
+some minutes. `python -m tests.scripts.advice 1 40` takes the first forty in another order.
 """
 
 from __future__ import annotations
