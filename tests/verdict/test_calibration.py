@@ -30,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[[Iterator[nn.Parameter], float], torch.optim.Opti
     "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr),
 }
 RATES = {"sgd": [0.1, 0.01], "adam": [0.01, 0.001], "rmsprop": [0.001, 0.003]}
-EVERYONE = [(name, lr) for name, rates in RATES.items() for lr in rates]
+RUNS = [(name, lr) for name, rates in RATES.items() for lr in rates]
 
 
 def networks(outputs: int = 3) -> list[nn.Sequential]:
@@ -74,18 +74,18 @@ def test_a_member_is_trained_as_torch_trains_it_alone(outputs: int) -> None:
     assert ensemble.members.tolist() == [0, 2, 3, 5]
     for row, member in enumerate(ensemble.members.tolist()):
         model = networks(outputs)[member]
-        name, lr = EVERYONE[member]
+        name, lr = RUNS[member]
         alone(model, OPTIMIZERS[name](model.parameters(), lr), data)
         expected = nn.utils.parameters_to_vector(model.parameters()).detach()
         torch.testing.assert_close(ensemble.flat[row], expected, rtol=2e-4, atol=2e-6)
         assert not torch.equal(expected, nn.utils.parameters_to_vector(networks(outputs)[member].parameters()).detach())
 
 
-def test_a_look_is_what_watch_sees() -> None:
+def test_a_look_measures_what_watch_measures() -> None:
     data = batches()[:3]
     ensemble = Ensemble(networks(), list(RATES.items()))
     looks = [ensemble.looked_step(x, y) for x, y in data]
-    for member, (name, lr) in enumerate(EVERYONE):
+    for member, (name, lr) in enumerate(RUNS):
         model = networks()[member]
         samples = alone(model, OPTIMIZERS[name](model.parameters(), lr), data)
         for look, sample in zip(looks, samples, strict=True):
@@ -120,13 +120,13 @@ def test_a_training_is_written_whole_or_not_at_all(
 ) -> None:
     real = Ensemble.looked_step
 
-    def killed(self: Ensemble, x: Tensor, y: Tensor) -> Any:
-        if self.flat is not None and killed_at.pop() == 0:
+    def interrupted(self: Ensemble, x: Tensor, y: Tensor) -> Any:
+        if self.flat is not None and interruptions.pop() == 0:
             raise KeyboardInterrupt
         return real(self, x, y)
 
-    killed_at = [0, 1, 1]
-    monkeypatch.setattr(Ensemble, "looked_step", killed)
+    interruptions = [0, 1, 1]
+    monkeypatch.setattr(Ensemble, "looked_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         grid.train(short, tmp_path)
     assert not list(tmp_path.glob("*.npz"))
@@ -155,9 +155,9 @@ def test_a_row_holds_the_evidence_that_watch_would_have_given(
     seen = [torch.randint(len(x), (grid.BATCH,), generator=generator) for _ in range(grid.EARLY[-1] + 1)]
     samples = [s for s in alone(model, optimizer, [(x[i], y[i]) for i in seen]) if s.step in grid.EARLY]
     for time, expected in (("start", gather(samples[:1])), ("early", gather(samples))):
-        found = row.evidence(time)
+        result = row.evidence(time)
         for field in table.FIELDS[time]:
-            assert getattr(found, field) == pytest.approx(getattr(expected, field), abs=0.01)
+            assert getattr(result, field) == pytest.approx(getattr(expected, field), abs=0.01)
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def rows() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((calibrate.FOLDER / "calibration.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((calibrate.FOLDER / "calibration.json").read_text())
+    return result
 
 
 def test_the_grid_is_all_there(rows: list[Row]) -> None:
@@ -204,14 +204,14 @@ def test_judged_again_the_rows_give_the_shipped_tables(rows: list[Row], shipped:
 
 
 def test_the_codes_records_are_the_tables(shipped: dict[str, Any]) -> None:
-    found = {
+    result = {
         (family, {"start": "start", "early": "later"}[time], verdict): (total - trains if alarm else trains, total)
         for key, counts in shipped["verdicts"].items()
         for family, time in [key.split()]
         for verdict, (total, trains) in counts.items()
         for alarm in [verdict in ALARMS]
     }
-    assert {key: (record.right, record.total) for key, record in RECORDS.items()} == found
+    assert {key: (record.right, record.total) for key, record in RECORDS.items()} == result
 
 
 def test_no_network_that_trained_is_flagged_in_the_end(shipped: dict[str, Any]) -> None:
@@ -222,8 +222,8 @@ def test_no_network_that_trained_is_flagged_in_the_end(shipped: dict[str, Any]) 
 def test_false_alarms_stay_within_what_is_allowed_on_the_test_half(shipped: dict[str, Any]) -> None:
     for family in tables.MEASURES:
         for time, allowed in tables.FALSE_ALARMS.items():
-            found = shipped["tables"][f"test {family} {time}"]["vgrad_torch"]
-            assert found["false_alarm_share"][0] <= allowed, (family, time)
+            result = shipped["tables"][f"test {family} {time}"]["vgrad_torch"]
+            assert result["false_alarm_share"][0] <= allowed, (family, time)
 
 
 @pytest.mark.parametrize("time", ["start", "early"])

@@ -21,7 +21,7 @@ _UNDERFLOW = 1e-30  # a gradient below this is surrounded by zeros that float32 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the judged samples say; medians over them. NaN where a number does not exist.
+    """Medians over the judged samples. NaN where a number does not exist.
 
     First and last layer are those of the first and last call that received a gradient. Norms are over all entries of a
     batch, so layers of different widths can be compared: if the weights keep the signal, the norm is the same
@@ -47,11 +47,11 @@ class Evidence:
             negative) are added back.
         residual: RMS of the last layer's output gradient over that of the first sample. For cross-entropy and squared
             losses this is the error, and falls with the loss.
-        zeros: the largest share of exact zeros in a layer's output gradient, if the next layer hands down a gradient;
+        zeros: the largest share of exact zeros in a layer's output gradient, if the next layer passes a gradient on;
             without the last layer.
         emptiest: label of that layer.
         silent: whether no output of that layer was above zero, so that a relu after it gives nothing.
-        shut: label of the last layer with a gradient whose weight is zero, so that it hands nothing down; or None.
+        shut: label of the last layer with a gradient whose weight is zero, so that it passes no gradient on; or None.
         update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
         loss: the newest losses over the first ones, if losses are known.
         chain: whether the layers are fully connected and in a row, like those of the calibration.
@@ -164,7 +164,7 @@ def zeros(snapshot: Snapshot) -> float:
 def emptiest(snapshot: Snapshot) -> LayerSnapshot | None:
     """The layer with the largest share of exact zeros in its output gradient, see `Evidence.zeros`."""
     layers = [layer for layer in snapshot.layers if layer.output_gradient is not None]
-    fed = [layer for layer, above in pairwise(layers) if _hands_down(above)]
+    fed = [layer for layer, above in pairwise(layers) if _passes_gradient_on(above)]
     return max(fed, key=_empty_share, default=None)
 
 
@@ -172,7 +172,7 @@ def _empty_share(layer: LayerSnapshot) -> float:
     return layer.output_gradient.zero_fraction if layer.output_gradient else 0.0
 
 
-def _hands_down(layer: LayerSnapshot) -> bool:
+def _passes_gradient_on(layer: LayerSnapshot) -> bool:
     return layer.input_gradient is None or layer.input_gradient.zero_fraction < 1.0
 
 

@@ -79,7 +79,7 @@ def period(evidence: Evidence) -> str:
 
 
 def cutoffs(evidence: Evidence, optimizer: str) -> Cutoffs:
-    """The lines for a family of optimizers at the time of the evidence."""
+    """The thresholds for a family of optimizers at the time of the evidence."""
     return CUTOFFS[optimizer][period(evidence)]
 
 
@@ -136,17 +136,17 @@ def _dead(evidence: Evidence, _: str) -> str | None:
 
 
 def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
-    lines = cutoffs(evidence, optimizer)
-    if arrives(evidence) or not getattr(evidence, lines.measure) < lines.vanishing - _margin(evidence):
+    limits = cutoffs(evidence, optimizer)
+    if arrives(evidence) or not getattr(evidence, limits.measure) < limits.vanishing - _margin(evidence):
         return None
-    below = f"below {power_of_ten(lines.vanishing)}, networks rarely train with {NAMES[optimizer]}"
-    return f"{_compared(evidence, lines.measure)}; {below}."
+    below = f"below {power_of_ten(limits.vanishing)}, networks rarely train with {NAMES[optimizer]}"
+    return f"{_compared(evidence, limits.measure)}; {below}."
 
 
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
-    lines = cutoffs(evidence, optimizer)
-    value = getattr(evidence, lines.measure)
-    if arrives(evidence) or value >= lines.slow:
+    limits = cutoffs(evidence, optimizer)
+    value = getattr(evidence, limits.measure)
+    if arrives(evidence) or value >= limits.slow:
         return None
     if math.isnan(value) and evidence.shut:
         return f"The weight of {called(evidence.shut)} is zero, so no gradient passes through it yet."
@@ -154,24 +154,24 @@ def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
         return "The first layer's weight or its gradient was not measured, so the layers cannot be compared."
     if evidence.step == evidence.since > 0:
         return (
-            f"{_compared(evidence, lines.measure)}. The only sample is from step {evidence.step}, so it is unknown "
+            f"{_compared(evidence, limits.measure)}. The only sample is from step {evidence.step}, so it is unknown "
             "whether the error falls."
         )
     if not evidence.chain:
         return (
-            f"{_compared(evidence, lines.measure)}. This would be too little for fully connected layers in a row; "
+            f"{_compared(evidence, limits.measure)}. This would be too little for fully connected layers in a row; "
             "other networks were not calibrated."
         )
     return None
 
 
 def _slow(evidence: Evidence, optimizer: str) -> str | None:
-    lines = cutoffs(evidence, optimizer)
-    if arrives(evidence) or not getattr(evidence, lines.measure) < lines.slow:
+    limits = cutoffs(evidence, optimizer)
+    if arrives(evidence) or not getattr(evidence, limits.measure) < limits.slow:
         return None
     return (
-        f"{_compared(evidence, lines.measure)}; between {power_of_ten(lines.vanishing)} and "
-        f"{power_of_ten(lines.slow)}, networks train slowly with {NAMES[optimizer]}, and some do not train."
+        f"{_compared(evidence, limits.measure)}; between {power_of_ten(limits.vanishing)} and "
+        f"{power_of_ten(limits.slow)}, networks train slowly with {NAMES[optimizer]}, and some do not train."
     )
 
 
