@@ -291,11 +291,11 @@ def test_non_finite_gradients_are_counted_not_fatal() -> None:
     optimizer = sgd(model)
     with vg.watch(model, optimizer, every=1) as monitor:
         (loss_fn(model(X)) * math.nan).backward()
-        with pytest.warns(RuntimeWarning, match="output gradient of 4"):
+        with pytest.warns(RuntimeWarning, match="output gradient of layer 4"):
             optimizer.step()
     assert monitor.nonfinite is not None
     assert monitor.nonfinite.startswith(
-        "step 0, the first sampled step with NaN or infinity: in the output gradient of 4, in the"
+        "step 0, the first sampled step with NaN or infinity: in the output gradient of layer 4, in the"
     )
     layer = monitor.history[0].layers[0]
     assert layer.weight_gradient is not None
