@@ -79,7 +79,7 @@ def run(
     team.check_equal({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # these may differ between hosts
     setup = team.on_all_ranks(lambda: set_up(config, print_line, team))
     data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
-    folder = team.on_rank_0(lambda: saved or RunFolder.create(config))
+    folder = saved or team.on_rank_0(lambda: RunFolder.create(config))
     checkpoints = Checkpoints(folder, config, data, model, optimizer, setup.generator, saves=team.rank == 0)
     progress = team.on_all_ranks(checkpoints.restore) if saved else None
     parallel = team.parallel(model)
