@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class Trace:
     """Of every step: [members]."""
     means: list[Array] = field(default_factory=list)
     stds: list[Array] = field(default_factory=list)
-    """Of the weight gradients of every step: [layers, members]."""
+    """Of the weight gradients at the kept steps: [layers, members]."""
     entries: list[list[Array]] = field(default_factory=list)
     """The gradients of weight and bias of the first steps, entry by entry: one [members, entries] for each layer."""
     kernels: list[list[Array]] = field(default_factory=list)
@@ -58,8 +58,10 @@ class Trace:
     """Before the training and after each epoch: one [members, out, in], or [members, 1, out], for each layer."""
 
 
-def train(stack: Stack, optimizer: Optimizer, epochs: Iterable[Epoch], loss: Loss, *, entries: int = 0) -> Trace:
-    """Train all members; keep the gradients of the first steps entry by entry."""
+def train(
+    stack: Stack, optimizer: Optimizer, epochs: Iterable[Epoch], loss: Loss, *, kept: Container[int], entries: int = 0
+) -> Trace:
+    """Train all members. Keep statistics of the gradients at some steps, and the first gradients entry by entry."""
     trace = Trace()
     _keep_weights(stack, trace)
     for epoch in epochs:
@@ -69,7 +71,8 @@ def train(stack: Stack, optimizer: Optimizer, epochs: Iterable[Epoch], loss: Los
             value = loss(logits, y.to(logits.dtype).expand_as(logits)).mean(1)
             value.sum().backward()
             trace.losses.append(value.detach().numpy())
-            _keep_gradients(stack, trace, entries)
+            if len(trace.losses) - 1 in kept:
+                _keep_gradients(stack, trace, entries)
             optimizer.step()
         _keep_weights(stack, trace)
     return trace

@@ -6,7 +6,7 @@ of sums, and the constant 1e-7 inside the logarithm of Keras' loss. Ours and Ker
 the neighbours differ among themselves. That a wrong constant breaks this bound is a test of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ RECORDS = [*range(0, STEPS, PER_EPOCH), STEPS - 1]
 """The 101 steps whose gradients the document shows: the first of each epoch, and the very last, of 8 samples."""
 RECORDED = 96
 """The steps (3 epochs) whose gradients the oracle holds element by element."""
+SAMPLED = sorted({*range(RECORDED), *RECORDS})
+AT_RECORDS = [SAMPLED.index(step) for step in RECORDS]
+"""Where the 101 records are among the sampled steps."""
 NEIGHBOURS = 16
 FACTOR = 5.0
 """Of two replays, and of all neighbours: the range of 16 values is above 3.5 standard deviations, so this is above 12
@@ -116,7 +119,9 @@ def neighbours(oracle: Oracle, act: str, data: Dataset) -> stack.Trace:
             parameter.copy_(torch.from_numpy(np.nextafter(parameter.numpy(), toward)))
     batches = keras_batches(oracle["order"], data)
     optimizer = recipes.make_optimizer(members, recipes.recipe("circles", act=act))
-    return stack.train(members, optimizer, (batches() for _ in range(EPOCHS)), both_losses, entries=RECORDED)
+    return stack.train(
+        members, optimizer, (batches() for _ in range(EPOCHS)), both_losses, kept=set(SAMPLED), entries=RECORDED
+    )
 
 
 def largest(values: Array) -> Array:
@@ -139,7 +144,7 @@ def excess(ours: Array, keras: Array, members: Array) -> float:
 
 @dataclass
 class Replay:
-    """The package's training on Keras' initial weights and batches, watched at every step; and its neighbours."""
+    """The package's training on Keras' initial weights and batches, watched at SAMPLED; and its neighbours."""
 
     oracle: Oracle
     model: nn.Sequential
@@ -180,13 +185,14 @@ def replay(request: pytest.FixtureRequest, data: Dataset) -> Replay:
         seen.biases.append(copies([x.bias for x in layers]))
 
     optimizer.register_step_pre_hook(before_step)
-    with vg.watch(model, optimizer, every=1, histograms=False) as monitor:
+    with vg.watch(model, optimizer, every=set(SAMPLED).__contains__, histograms=False) as monitor:
         seen = Replay(oracle, model, around, monitor, evaluation.scores(model, data, bce)[0])
         training.train(
             model, data, optimizer, monitor, loss_fn=loss_fn, epochs=EPOCHS,
             training_batches=keras_batches(oracle["order"], data), on_epoch=on_epoch,
         )  # fmt: skip
-    assert len(seen.losses) == len(monitor.history) == STEPS
+    assert len(seen.losses) == STEPS
+    assert monitor.history.steps == SAMPLED
     return seen
 
 
@@ -346,9 +352,8 @@ def test_a_broken_training_breaks_the_bound(replay: Replay, data: Dataset, broke
 @pytest.mark.parametrize("statistic", ["mean", "std"])
 def test_the_101_records_of_the_document(replay: Replay, statistic: str) -> None:
     """Mean and population std of each layer's gradient."""
-    assert replay.monitor.history.steps == list(range(STEPS))
-    ours = replay.monitor.history.series("weight_gradient", statistic)[RECORDS]
-    members = np.stack(replay.neighbours.means if statistic == "mean" else replay.neighbours.stds)[RECORDS]
+    ours = replay.monitor.history.series("weight_gradient", statistic)[AT_RECORDS]
+    members = np.stack(replay.neighbours.means if statistic == "mean" else replay.neighbours.stds)[AT_RECORDS]
     for number in LAYERS:
         keras = replay.oracle[f"grad_{statistic}"][:, number - 1]
         assert excess(ours[:, number - 1], keras, members[:, number - 1]) <= FACTOR
@@ -357,7 +362,7 @@ def test_the_101_records_of_the_document(replay: Replay, statistic: str) -> None
 @pytest.mark.parametrize("statistic", ["mean", "std"])
 def test_the_weight_statistics_of_each_epoch(replay: Replay, statistic: str) -> None:
     """The first of them are Keras' of epoch -1. What the monitor shows of a step are the weights before it."""
-    ours = replay.monitor.history.series("weight", statistic)[::PER_EPOCH]
+    ours = replay.monitor.history.series("weight", statistic)[AT_RECORDS[:-1]]  # the first step of each epoch
     after = [getattr(np.asarray(kernel, np.float64), statistic)() for kernel in replay.kernels[-1]]
     both = np.vstack([ours, after])
     keras = replay.oracle[f"w_{statistic}"]
@@ -469,20 +474,20 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of a run: the final score, and the std of the gradients [step, layer]."""
+    """What is kept of a run: the final score, and the std of the gradients [kept step, layer]."""
 
     score: evaluation.Score
     std: Array
 
 
-def trained(configs: list[recipes.TrainConfig], data: Dataset) -> list[Outcome]:
+def trained(configs: list[recipes.TrainConfig], data: Dataset, kept: Container[int]) -> list[Outcome]:
     """Networks that differ by their seed, each trained on the weights and batches that `training.run` gives it."""
     setups = [training.set_up(config) for config in configs]
     members = stack.Stack([setup.model for setup in setups])
     optimizer = recipes.make_optimizer(members, configs[0])
     bce = nn.functional.binary_cross_entropy_with_logits
     epochs = (together([setup.batches() for setup in setups]) for _ in range(configs[0].epochs))
-    trace = stack.train(members, optimizer, epochs, lambda logits, y: bce(logits, y, reduction="none"))
+    trace = stack.train(members, optimizer, epochs, lambda logits, y: bce(logits, y, reduction="none"), kept=kept)
     std = np.stack(trace.stds)
     with torch.no_grad():
         logits, y = members(data.x_train), data.y_train
@@ -510,14 +515,14 @@ def configs_of(name: str) -> list[recipes.TrainConfig]:
 @pytest.fixture(scope="module")
 def outcomes(data: Dataset) -> dict[str, list[Outcome]]:
     """All networks of our own, 10 seeds each."""
-    return {name: trained(configs_of(name), data) for name in NETWORKS}
+    return {name: trained(configs_of(name), data, set(RECORDS)) for name in NETWORKS}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_trained_in_a_stack_is_that_of_a_run(name: str, data: Dataset, tmp_path: Path) -> None:
     """Two epochs of two seeds. In so many steps rounding changes a gradient by some 1e-6, a wrong constant by 1e-2."""
     configs = [replace(config, epochs=2, every=1, runs=str(tmp_path)) for config in configs_of(name)[3:5]]
-    for config, stacked in zip(configs, trained(configs, data), strict=True):
+    for config, stacked in zip(configs, trained(configs, data, range(2 * PER_EPOCH)), strict=True):
         result = training.run(config)
         std = result.monitor.history.series("weight_gradient", "std")
         np.testing.assert_allclose(stacked.std, std, rtol=1e-3, atol=1e-4 * std.max())
@@ -558,7 +563,7 @@ def test_first_layer_over_last_lies_in_keras_band(
 ) -> None:
     """Std of the first layer's gradient over the last layer's: untrained, and of the medians over a run's records."""
     assert median_within([x.std[0, 0] / x.std[0, -1] for x in outcomes[act]], first_record)
-    medians = [np.median(x.std[RECORDS], axis=0) for x in outcomes[act]]
+    medians = [np.median(x.std, axis=0) for x in outcomes[act]]
     assert median_within([float(median[0] / median[-1]) for median in medians], run)
 
 
