@@ -328,7 +328,7 @@ def test_calls_that_only_some_ranks_saw_stand_in_their_place() -> None:
 
 def test_a_model_that_is_not_data_parallel_is_one_rank_without_a_group() -> None:
     ranks = Ranks(parallel.chain())
-    assert (ranks.rank, ranks.size, ranks.can_meet()) == (0, 1, True)
+    assert (ranks.rank, ranks.size, ranks.all_take_part()) == (0, 1, True)
     assert ranks.gather("mine") == ["mine"]
 
 

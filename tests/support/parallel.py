@@ -244,7 +244,7 @@ def dies(monitor: vg.Monitor, optimizer: torch.optim.Optimizer) -> None:
 def lost(folder: Path) -> None:
     """Rank 1 does not come to the second sample; rank 0 leaves what its error said, and after how long."""
     rank = dist.get_rank()
-    distributed._PATIENCE = TIMEOUT / 2
+    distributed._WARN_AFTER = TIMEOUT / 2
     for way in (leaves, dies):
         dist.barrier()  # in the default group, which has more patience
         training = Training(options={"process_group": dist.new_group(timeout=timedelta(seconds=TIMEOUT))})
