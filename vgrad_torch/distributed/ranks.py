@@ -37,29 +37,30 @@ class Ranks:
 
     def __init__(self, model: nn.Module) -> None:
         parallel = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
-        self._model = next(parallel, None)
+        self.data_parallel = next(parallel, None)
+        """The wrapped model of data parallel training, or None."""
         self._uneven = False
-        self._device = torch.device("cpu") if self._model is None else self._model.device
+        self._device = torch.device("cpu") if self.data_parallel is None else self.data_parallel.device
         mesh = shards.mesh(model)
-        if mesh is not None and self._model is not None:
+        if mesh is not None and self.data_parallel is not None:
             raise UsageError("watch() takes either DistributedDataParallel or parameters on a device mesh, not both")
         self._group: dist.ProcessGroup | None = None
         if mesh is not None:
             self._group = mesh.get_group()
-        elif self._model is not None:
-            self._group = self._model.process_group
+        elif self.data_parallel is not None:
+            self._group = self.data_parallel.process_group
         self.rank = 0 if self._group is None else dist.get_rank(self._group)
         self.size = 1 if self._group is None else dist.get_world_size(self._group)
         self.tensor_parallel = mesh is not None and not any(map(shards.is_fully_sharded, model.modules()))
         """Whether the ranks share the computation of a layer, so that each rank has only a part of its output."""
 
-    def all_take_part(self) -> bool:
+    def all_take_part(self, *, joining: bool = False) -> bool:
         """Whether every rank takes part in every step: not after `destroy_process_group`, and not from a `join()` on.
 
         Inside `model.join()` ranks without further batches take no more steps. The others would wait for them without
-        end, and from then on the ranks count their steps differently.
+        end, and from then on the ranks count their steps differently. `joining` says that this is inside a `join()`.
         """
-        self._uneven = self._uneven or (self._model is not None and self._model._join_config.enable)
+        self._uneven = self._uneven or joining
         return not self._uneven and (self._group is None or dist.is_initialized())
 
     def gather(self, own: Value) -> list[Value]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from vgrad_torch.distributed import shards
@@ -146,6 +147,14 @@ def _gradients_of(parameter: Any) -> list[Tensor | None]:
     gathered = getattr(parameter, "_unsharded_param", None)  # exists after the first forward pass
     in_weight = None if gathered is None else gathered.grad
     return [parameter.sharded_param.grad, parameter.unsharded_accumulated_grad, in_weight]
+
+
+def in_join(model: DistributedDataParallel | None) -> bool:
+    """Whether this code runs inside `model.join()`. By DistributedDataParallel._join_config."""
+    try:
+        return model is not None and bool(model._join_config.enable)
+    except AttributeError:
+        raise _missing("DistributedDataParallel._join_config") from None
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ class Monitor:
 
     def _joined(self, own: Snapshot | None) -> Snapshot | None:
         """The snapshot of all ranks. Their clocks differ, so rank 0 also says which step they sample next."""
-        if not self.ranks.all_take_part():
+        if not self.ranks.all_take_part(joining=autograd.in_join(self.ranks.data_parallel)):
             self._agree(2 * self.step + 1)
             self._warn_once(_RANKS_APART)
             return None if self._sharded else own and without_own(own)
