@@ -109,7 +109,8 @@ def test_public_names_are_there() -> None:
 
 
 PRIVATE = {
-    "_C", "_base", "_is_view", "_sequence_nr", "_getframe", "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param", "_join_config",
+    "_C", "_base", "_is_view", "_sequence_nr", "_getframe", "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param",
+    "_join_config",
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_optimizer_step_pre_hooks", "_parameters", "_buffers",
 }  # fmt: skip
 """Attributes that torch, or CPython, does not promise."""
