@@ -72,6 +72,10 @@ def watch(
     """
     _check(model, optimizer, logdir, writer, every, histograms, budget)
     _check_quantities(quantities)
+    if not (scaler is None or callable(getattr(scaler, "scale", None))):
+        raise UsageError(f"scaler must be the torch.amp.GradScaler of your loop, not {scaler!r}")
+    if not (on_sample is None or callable(on_sample)):
+        raise UsageError(f"on_sample must be a function of a snapshot, not {on_sample!r}")
     chosen = select(model, layers)
     ranks = Ranks(model)
     if ranks.tensor_parallel:
@@ -114,14 +118,14 @@ def _of_parameters(quantities: Collection[str], *, warn: bool) -> Collection[str
 
 
 def _check_quantities(quantities: Collection[str]) -> None:
-    if isinstance(quantities, str) or not quantities:
+    if isinstance(quantities, str) or not (isinstance(quantities, Collection) and quantities):
         raise UsageError(f"quantities must be one or more of {', '.join(QUANTITIES)}, in a tuple, not {quantities!r}")
     for quantity in quantities:
         choose(dict.fromkeys(QUANTITIES), quantity, "quantity")
 
 
 def _check(
-    model: object, optimizer: object, logdir: object, writer: object, every: object, histograms: object, budget: float
+    model: object, optimizer: object, logdir: object, writer: object, every: object, histograms: object, budget: object
 ) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"watch(model, optimizer) needs a torch.nn.Module first, not {type(model).__name__}")
@@ -134,7 +138,7 @@ def _check(
         raise UsageError(f"every must be a whole number from 1, a function of the step, or None, not {every!r}")
     if not (isinstance(histograms, bool) or callable(histograms)):
         raise UsageError(f"histograms must be True, False or a function of the step, not {histograms!r}")
-    if not budget >= 0:
+    if isinstance(budget, bool) or not (isinstance(budget, int | float) and budget >= 0):
         raise UsageError(f"budget must be a share of the wall time, such as 0.02 for 2 %, not {budget!r}")
     if writer is not None and logdir is not None:
         raise UsageError("pass watch() a logdir or a writer, not both")
