@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -23,6 +23,7 @@ PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others, for example while rank 0 downloads a data set."""
 
 _END_TIMEOUT = timedelta(seconds=30)
+_ERROR_TIMEOUT = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,9 @@ def process_group() -> Iterator[None]:
         dist.barrier(async_op=True).wait(_END_TIMEOUT)
     except BaseException as error:
         if device.type == "cpu":  # NCCL would wait for missing processes
+            if isinstance(error, UsageError):  # mostly raised on all ranks, see `on_all_ranks`
+                with suppress(RuntimeError):
+                    dist.barrier(async_op=True).wait(_ERROR_TIMEOUT)
             dist.destroy_process_group()
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise ConnectionError(_lost(error)) from error
