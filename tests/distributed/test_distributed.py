@@ -343,11 +343,11 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("alone")
 def test_layers_are_named_as_without_data_parallel() -> None:
     whole = nn.ModuleDict({"net": DistributedDataParallel(parallel.chain()), "module": nn.Linear(2, 2)})
-    assert list(select(whole)) == ["net.fc1", "net.module", "net.fc3", "module"]
-    assert list(select(whole, r"^net\.fc")) == ["net.fc1", "net.fc3"]
-    assert list(select(whole, lambda name, _: name == "net.module")) == ["net.module"]
-    assert list(select(DistributedDataParallel(nn.Linear(2, 2)))) == ["Linear"]
-    assert list(select(parallel.compiled(DistributedDataParallel(parallel.chain())))) == ["fc1", "module", "fc3"]
+    assert list(select(whole).layers) == ["net.fc1", "net.module", "net.fc3", "module"]
+    assert list(select(whole, r"^net\.fc").layers) == ["net.fc1", "net.fc3"]
+    assert list(select(whole, lambda name, _: name == "net.module").layers) == ["net.module"]
+    assert list(select(DistributedDataParallel(nn.Linear(2, 2))).layers) == ["Linear"]
+    assert list(select(parallel.compiled(DistributedDataParallel(parallel.chain()))).layers) == ["fc1", "module", "fc3"]
 
 
 @pytest.mark.usefixtures("alone")

@@ -213,7 +213,7 @@ def test_without_a_batch_size_no_verdict_is_given(tmp_path: Path) -> None:
 def test_layers_without_a_gradient_may_be_frozen_or_cut_off(tmp_path: Path) -> None:
     model = vg.build_mlp([6, 8, 8, 8, 3], "tanh", "glorot")
     model[0].requires_grad_(False)
-    watched(tmp_path, model=model)
+    watched(tmp_path, model=model, layers=nn.Linear)
     found = diagnosed(read(tmp_path))
     assert found is not None
     assert found.verdict == "cannot tell"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import sys
 import tempfile
 import tracemalloc
 import weakref
@@ -26,8 +27,8 @@ from vgrad_torch.records import Histogram, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.watching import statistics as stats
-from vgrad_torch.watching.sample import _size
 from vgrad_torch.watching.selection import select
+from vgrad_torch.watching.watch import watch
 
 ALLOWED = {"bytes": 0.01, "memory": 0.02, "buckets": 0.12, "traffic": 0.03, "kernels": 0.05}
 """How far the tests let this model be from small networks that are really watched."""
@@ -77,8 +78,9 @@ class Decoder(nn.Module):
 
 
 def watched(model: nn.Module) -> Mapping[str, nn.Linear]:
-    """The layers that watch() would look at."""
-    return {name: m for name, m in select(model, nn.Linear).items() if isinstance(m, nn.Linear)}
+    """The layers that watch() looks at if it is asked for the Linear layers."""
+    modules = {name: layer.module for name, layer in select(model, nn.Linear).layers.items()}
+    return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
 def normal_histogram(count: int) -> Histogram:
@@ -102,13 +104,26 @@ def _normal(count: int, histograms: bool) -> Stats:
     return Stats(count, 0, 0, 1.0 / math.sqrt(count), 1.0, -5.0, 5.0, histogram)
 
 
+@cache
+def wired(blocks: int) -> Snapshot:
+    """A sample of a narrow decoder with so many blocks: which layer feeds which does not depend on the widths."""
+    model = Decoder(width=2, blocks=blocks, hidden=2, keys=2, vocabulary=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, every=1, layers=nn.Linear, histograms=False) as monitor:
+        model(torch.zeros(1, 1, dtype=torch.long)).sum().backward()
+        optimizer.step()
+    return monitor.history[0]
+
+
 def snapshot(model: nn.Module, samples: int, *, histograms: bool, ranks: int = 0) -> Snapshot:
     """What a sample of the model would be if all values were normal; `samples` rows go through each layer.
 
     With `ranks` it is the joined one. Only its size is meant.
     """
     layers = []
+    like = wired(len(list(model.children())[1]))  # type: ignore[arg-type]
     for number, (name, layer) in enumerate(watched(model).items(), start=1):
+        name = sys.intern(name)  # as in a real one, where each name is one string
         whole, weight = samples * max(ranks, 1), layer.weight.numel()
         counts = {
             "weight": weight, "weight_gradient": weight, "output": whole * layer.out_features,
@@ -118,11 +133,18 @@ def snapshot(model: nn.Module, samples: int, *, histograms: bool, ranks: int = 0
         shares = tuple(1.0 + rank / 7 for rank in range(ranks))
         layers.append(
             LayerSnapshot(
-                number, name, "Linear", _size(list(layer.parameters())[:1]), 1, **found,
-                update_rms=0.1 / number, activation_gain=1.0 / number, rank_rms=shares, trainable=True,
+                number, name, "Linear", f"{layer.in_features}x{layer.out_features}", 1,
+                weight=found["weight"], weight_gradient=found["weight_gradient"], output=found["output"],
+                output_gradient=found["output_gradient"], input_gradient=found["input_gradient"],
+                update_rms=0.1 / number, activation_gain=like[name].activation_gain and 1.0 / number, rank_rms=shares, trainable=True,
+                sources=tuple(map(sys.intern, like[name].sources or ())),
             )
         )  # fmt: skip
-    return Snapshot(1000, tuple(layers), 1e9 / 7)
+    junctions = [
+        replace(x, sources=tuple(map(sys.intern, x.sources)), label=sys.intern(x.label), gradient_rms=1.0 / 7, count=1)
+        for x in like.junctions
+    ]
+    return Snapshot(1000, tuple(layers), 1e9 / 7, tuple(junctions))
 
 
 def sent(mine: Snapshot) -> int:

@@ -146,7 +146,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
         self.calls: list[Recorded] = []
-        self.layers = select(model, layers)
+        self.layers = {name: layer.module for name, layer in select(model, layers).layers.items()}
         for name, layer in self.layers.items():
             layer.forward = partial(self._call, name, layer, layer.forward)
 

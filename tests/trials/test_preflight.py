@@ -192,7 +192,8 @@ def test_modes_and_frozen_parameters_are_used_as_they_are() -> None:
     before = everything(model)
     result = preflight(model, cross_entropy, batch(4))
     assert everything(model) == before
-    assert result.diagnosis.evidence.frozen == ("0",)
+    assert result.diagnosis.evidence.folded == 1
+    assert preflight(model, cross_entropy, batch(4), layers=nn.Linear).diagnosis.evidence.frozen == ("0",)
 
 
 def test_a_graph_that_waits_for_its_backward_pass_still_works() -> None:
@@ -533,7 +534,7 @@ def test_under_no_grad_and_in_inference_mode_too() -> None:
         (mlp([4, 8, 3]).requires_grad_(False), cross_entropy, batch(4), "no parameter of the model requires"),
         (nn.Sequential(nn.Linear(4, 3)).double(), cross_entropy, (torch.ones(0, 4), torch.ones(0)), "batch is empty"),
         (lambda x: x, cross_entropy, batch(4), "the model must be a torch.nn.Module, not function"),
-        (nn.Sequential(nn.Conv1d(1, 2, 3)), cross_entropy, batch(4), "matches Linear; its modules .* Conv1d.*--layers"),
+        (nn.Sequential(nn.PReLU()), cross_entropy, batch(4), "two dimensions; its modules .* PReLU.*--layers"),
     ],
 )
 def test_bad_input_is_rejected_in_a_sentence(model: Any, loss_fn: Any, data: Any, words: str) -> None:

@@ -22,6 +22,7 @@ from vgrad_torch.verdict.evidence import gather
 from vgrad_torch.verdict.labels import two_digits
 from vgrad_torch.verdict.rules import VERDICTS
 from vgrad_torch.verdict.waterfall import waterfall
+from vgrad_torch.watching.selection import Layers
 
 CrossEntropy = nn.functional.cross_entropy
 
@@ -44,9 +45,10 @@ def watched(
     loss_of: Callable[[Tensor, Tensor], Tensor] = CrossEntropy,
     data: tuple[Tensor, Tensor] | None = None,
     every: int = 1,
+    layers: Layers = None,
 ) -> list[Snapshot]:
     x, y = data or batch()
-    with vg.watch(model, optimizer, every=every, histograms=False) as monitor:
+    with vg.watch(model, optimizer, every=every, histograms=False, layers=layers) as monitor:
         for _ in range(steps):
             optimizer.zero_grad()
             loss_of(model(x), y).backward()
@@ -124,7 +126,7 @@ def test_a_frozen_layer_is_frozen(place: int) -> None:
     model = mlp(4, "relu", "he")
     linears = [layer for layer in model if isinstance(layer, nn.Linear)]
     linears[place].requires_grad_(False)
-    result = diagnose(watched(model, sgd(model)), optimizer="SGD")
+    result = diagnose(watched(model, sgd(model), layers=nn.Linear), optimizer="SGD")
     assert result.verdict == "frozen"
     assert result.evidence.frozen == (f"fc{place + 1}",)
     assert not result.evidence.cut_off
@@ -135,8 +137,20 @@ def test_where_only_the_last_layer_trains_the_others_are_frozen() -> None:
     model = mlp(3, "sigmoid", "torch")
     for layer in list(model)[:-1]:
         layer.requires_grad_(False)
-    result = diagnose(watched(model, torch.optim.SGD(list(model)[-1].parameters(), lr=0.01)), optimizer="SGD")
+    optimizer = torch.optim.SGD(list(model)[-1].parameters(), lr=0.01)
+    result = diagnose(watched(model, optimizer, layers=nn.Linear), optimizer="SGD")
     assert (result.verdict, result.evidence.frozen) == ("frozen", ("fc1", "fc2", "fc3"))
+    result = diagnose(watched(model, optimizer), optimizer="SGD")
+    assert (result.verdict, result.because) == ("frozen", "Only fc4 is trained; 3 other layers are not.")
+
+
+def test_layers_that_are_not_trained_are_counted_and_not_shown() -> None:
+    model = mlp(3, "relu", "he")
+    model[0].requires_grad_(False)
+    result = diagnose(watched(model, sgd(model)), optimizer="SGD")
+    assert (result.verdict, result.evidence.folded) == ("healthy", 1)
+    assert [layer.label for layer in result.layers] == ["fc2", "fc3", "fc4"]
+    assert "1 layer that is not trained is not shown." in result.reasons()
 
 
 def test_a_layer_that_the_optimizer_does_not_have_is_frozen() -> None:

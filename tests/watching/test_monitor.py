@@ -253,7 +253,7 @@ def test_frozen_and_unused_layers_have_no_gradient() -> None:
     assert isinstance(model[0], nn.Linear)
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    with vg.watch(model, optimizer, every=1) as monitor:
+    with vg.watch(model, optimizer, every=1, layers=nn.Linear) as monitor:
         loss_fn(model[:5](X)).backward()
         optimizer.step()
     frozen, *_, unused = monitor.history[0].layers
@@ -274,8 +274,9 @@ def test_layers_can_be_chosen_by_type_name_or_function() -> None:
         return [f"{x.name}:{x.kind}:{x.size}" for x in monitor.history[0].layers]
 
     assert names(nn.Linear) == ["2:Linear:8x3"]
-    assert names((nn.Linear, nn.Conv1d)) == ["0:Conv1d:3x2", "2:Linear:8x3"]
-    assert names("^0$") == ["0:Conv1d:3x2"]
+    assert names((nn.Linear, nn.Conv1d)) == ["0:Conv1d:1x2 3", "2:Linear:8x3"]
+    assert names("^0$") == ["0:Conv1d:1x2 3"]
+    assert names(None) == ["0:Conv1d:1x2 3", "2:Linear:8x3"]
     assert names(lambda name, module: name == "2") == ["2:Linear:8x3"]
 
 

@@ -18,6 +18,7 @@ from vgrad_torch.distributed.ranks import merged
 from vgrad_torch.records import QUANTITIES, Snapshot
 from vgrad_torch.watching import statistics as stats
 from vgrad_torch.watching.sample import Sample
+from vgrad_torch.watching.selection import select
 
 SIZES = {
     "wide": {"width": 256, "blocks": 1, "hidden": 512, "keys": 64, "vocabulary": 1000},
@@ -41,7 +42,7 @@ def watched_decoder(size: dict[str, int], folder: Path, histograms: bool) -> tup
         written.append(sum(path.stat().st_size for path in folder.iterdir()))
 
     with vg.watch(
-        model, optimizer, logdir=folder, every=1, histograms=lambda step: histograms, on_sample=look
+        model, optimizer, logdir=folder, every=1, layers=nn.Linear, histograms=lambda step: histograms, on_sample=look
     ) as monitor:
         for _ in range(4):  # a depth profile goes with the first three
             tokens = torch.randint(size["vocabulary"], (BATCH, LENGTH))
@@ -99,9 +100,7 @@ def test_traffic_by_hand() -> None:
 @contextmanager
 def sampled(model: nn.Module, ranks: int) -> Iterator[None]:
     """What `watch()` does at a sample, from the forward pass to the optimizer's step."""
-    sample = Sample(
-        scale_model.watched(model), scale=lambda device: torch.full((), float(ranks), device=device)
-    ).attach()
+    sample = Sample(select(model, nn.Linear), scale=lambda device: torch.full((), float(ranks), device=device)).attach()
     yield
     sample.read_parameters()
     sample.detach()

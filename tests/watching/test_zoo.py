@@ -461,5 +461,5 @@ def test_a_parametrized_weight_is_shown_by_what_is_trained() -> None:
 
 
 def test_a_compiled_layer_keeps_its_name() -> None:
-    assert list(select(compiled(nn.Sequential(compiled(nn.Linear(2, 2)))))) == ["0"]
-    assert list(select(compiled(nn.Linear(2, 2)))) == ["Linear"]
+    assert list(select(compiled(nn.Sequential(compiled(nn.Linear(2, 2))))).layers) == ["0"]
+    assert list(select(compiled(nn.Linear(2, 2))).layers) == ["Linear"]

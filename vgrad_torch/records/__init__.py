@@ -7,6 +7,7 @@ from vgrad_torch.records.histogram import Histogram as Histogram
 from vgrad_torch.records.history import History as History
 from vgrad_torch.records.snapshot import ACTIVATIONS as ACTIVATIONS
 from vgrad_torch.records.snapshot import QUANTITIES as QUANTITIES
+from vgrad_torch.records.snapshot import JunctionSnapshot as JunctionSnapshot
 from vgrad_torch.records.snapshot import LayerSnapshot as LayerSnapshot
 from vgrad_torch.records.snapshot import Snapshot as Snapshot
 from vgrad_torch.records.snapshot import with_activation_gains as with_activation_gains

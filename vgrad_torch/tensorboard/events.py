@@ -105,7 +105,7 @@ class Events:
         axes = self._axes[tag]
         histogram_tags = {layer: tags.layer_tag(tags.GRADIENT_LOG10, layer) for layer in axes.layers}
         histograms = {layer: values[name] for layer, name in histogram_tags.items() if name in values}
-        layers = _without_calls(axes.layers)
+        layers = tuple(dict.fromkeys(map(tags.without_call, axes.layers)))  # the number of calls may change
         samples = self.samples.setdefault(layers, [])
         if samples and samples[-1].step >= event.step:
             self.samples[layers] = earlier = [sample for sample in samples if sample.step < event.step]
@@ -137,15 +137,6 @@ class Events:
         if self.hparams and self.status is None:
             return "The log has no end: the run was stopped or is still going on."
         return None
-
-
-def _without_calls(layers: list[str]) -> tuple[str, ...]:
-    """The layers without the numbers of their calls, as a recurrent layer has more calls in one step than in another.
-
-    >>> _without_calls(["1-cell-8x8", "1-cell#2-8x8", "2-head-8x2"])
-    ('1-cell-8x8', '2-head-8x2')
-    """
-    return tuple(dict.fromkeys(re.sub(r"#\d+(?=$|-\d+x\d+$)", "", layer) for layer in layers))
 
 
 def event_files(path: Path) -> list[Path]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.records import Counts, Floats, Histogram, LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import Counts, Floats, Histogram, JunctionSnapshot, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.events import Events, Sample, event_files
 
@@ -144,23 +144,37 @@ def _thinned(samples: list[Sample]) -> list[Sample]:
 def _snapshot(sample: Sample, built_in: bool, config: Mapping[str, Any]) -> Snapshot:
     paths = [tags.COLUMNS.get(column) for column in sample.axes.statistics]
     rows = make_ndarray(sample.tensor).astype(np.float64)
-    if rows.shape != (len(sample.axes.layers), len(paths)):
+    if rows.shape != (sample.axes.rows, len(paths)):
         raise UsageError(f"the sample of step {sample.step} does not fit its description; is the event file damaged?")
     batch = config["batch"] if built_in else 0
     layers = [
         _layer(tag, {p: float(x) for p, x in zip(paths, row, strict=True) if p}, sample, batch, built_in)
-        for tag, row in zip(sample.axes.layers, rows, strict=True)
+        for tag, row in zip(sample.axes.layers, rows, strict=False)
     ]
-    return Snapshot(sample.step, tuple(layers), sample.wall_time)
+    graph = sample.axes.graph
+    if graph is None or graph.problem:
+        folded, problem = (graph.folded, graph.problem) if graph else (0, "")
+        return Snapshot(sample.step, tuple(layers), sample.wall_time, folded=folded, graph_problem=problem)
+    wired = [replace(layer, sources=sources) for layer, sources in zip(layers, graph.sources, strict=False)]
+    met = zip(graph.junctions, graph.sources[len(layers) :], _met(rows[len(layers) :], paths), strict=True)
+    junctions = tuple(JunctionSnapshot(label, sources, rms) for label, sources, rms in met)
+    return Snapshot(sample.step, tuple(wired), sample.wall_time, junctions, graph.folded)
+
+
+def _met(rows: Floats, paths: Sequence[str | None]) -> list[float]:
+    """The RMS of the gradient at each junction, from its row."""
+    column = paths.index("output_gradient.rms") if "output_gradient.rms" in paths else None
+    return [math.nan if column is None else float(row[column]) for row in rows]
 
 
 def _layer(tag: str, row: Mapping[str, float], sample: Sample, batch: int, built_in: bool) -> LayerSnapshot:
     """A layer from its row. `vgrad train` trains `Linear` layers; for other runs the kind is not in the file."""
     number, name, call, size = tags.parse_layer(tag)
-    fan_in, fan_out = map(int, size.split("x")) if size else (0, 0)
+    channels, _, kernel = size.partition(" ")
+    fan_in, fan_out = map(int, channels.split("x")) if channels else (0, 0)
     histograms = tags.LAYER_HISTOGRAMS.items()
     counts = {quantity: sample.counts.get(tags.layer_tag(group, tag)) for group, quantity in histograms}
-    weights = counts["weight"] or fan_in * fan_out
+    weights = counts["weight"] or fan_in * fan_out * math.prod(map(int, kernel.split("x") if kernel else []))
     outputs = counts["output_gradient"] or counts["output"] or batch * fan_out
     gradient = _stats(row, "weight_gradient", weights, _histogram(sample.histograms.get(tag)))
     update, gain = row.get("update_rms", math.nan), row.get("activation_gain", math.nan)

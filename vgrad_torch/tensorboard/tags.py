@@ -93,7 +93,8 @@ COLUMNS = {path.replace(".", "_"): path for path in _PATHS}
 
 # --- tags of one layer, rank, step or set of layers ----------------------------------------------------------------
 
-_LAYER_TAG = re.compile(r"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-(\d+x\d+))?", re.DOTALL)
+_SIZE = r"\d+x\d+(?: \d+(?:x\d+)*)?"
+_LAYER_TAG = re.compile(rf"(\d+)(?:-(.*?))??(?:#(\d+))?(?:-({_SIZE}))?", re.DOTALL)
 
 
 def layer_tag(group: str, layer: str) -> str:
@@ -113,8 +114,8 @@ class LayerTag(NamedTuple):
 def parse_layer(layer: str) -> LayerTag:
     """Number, name, call and size of a layer from its tag.
 
-    >>> [tuple(parse_layer(tag)) for tag in ("1-fc1-784x512", "2-head", "3-cell#2-8x8", "1-8x8")]
-    [(1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8')]
+    >>> [tuple(parse_layer(tag)) for tag in ("1-fc1-784x512", "2-head", "3-cell#2-8x8", "1-8x8", "4-conv-3x64 7x7")]
+    [(1, 'fc1', 1, '784x512'), (2, 'head', 1, ''), (3, 'cell', 2, '8x8'), (1, '', 1, '8x8'), (4, 'conv', 1, '3x64 7x7')]
     """
     match = _LAYER_TAG.fullmatch(layer)
     if match is None:
@@ -130,6 +131,15 @@ def layer_label(layer: str) -> str:
     """
     _, name, call, _ = parse_layer(layer)
     return (name if call == 1 else f"{name}#{call}") or layer
+
+
+def without_call(layer: str) -> str:
+    """The layer's tag without the number of its call.
+
+    >>> without_call("1-cell#2-8x8"), without_call("2-head-8x2")
+    ('1-cell-8x8', '2-head-8x2')
+    """
+    return re.sub(rf"#\d+(?=$|-{_SIZE}$)", "", layer)
 
 
 def rank_tag(layer: str, rank: int) -> str:
@@ -150,33 +160,61 @@ def gradient_flow_tag(index: int) -> str:
 # --- rows and columns of the tensors -------------------------------------------------------------------------------
 
 
+class Graph(NamedTuple):
+    """Which layer feeds which: for each row the labels of its sources, and the labels of the junctions.
+
+    The rows are the layers, then the junctions, of which the tensor has the gradient's RMS in `output_gradient_rms`.
+    `folded` is the number of layers that are not watched because they are not trained. `problem` says why the graph
+    could not be read; then there are no sources and no junctions.
+    """
+
+    sources: tuple[tuple[str, ...], ...]
+    junctions: tuple[str, ...]
+    folded: int
+    problem: str = ""
+
+
 class Axes(NamedTuple):
-    """What the rows and the columns of a gradient_flow tensor are."""
+    """What the rows and the columns of a gradient_flow tensor are. The graph is None for layers in a row."""
 
     layers: list[str]
     statistics: list[str]
+    graph: Graph | None = None
+
+    @property
+    def rows(self) -> int:
+        """The number of rows: layers and junctions."""
+        return len(self.layers) + (len(self.graph.junctions) if self.graph else 0)
 
 
-def encode_axes(layers: Sequence[str], statistics: Iterable[str] = COLUMNS) -> bytes:
+def encode_axes(layers: Sequence[str], statistics: Iterable[str] = COLUMNS, graph: Graph | None = None) -> bytes:
     """The plugin data of a tensor whose rows are `layers` (their tags) and whose columns are `statistics`.
 
     A gradient_flow tensor has all `COLUMNS`; a `THEORY` tensor has those that theory predicts.
     """
-    return json.dumps({"version": VERSION, "layers": list(layers), "statistics": list(statistics)}).encode()
+    axes = {"version": VERSION, "layers": list(layers), "statistics": list(statistics)}
+    return json.dumps({**axes, **(graph._asdict() if graph else {})}).encode()
 
 
 def decode_axes(content: bytes) -> Axes:
     """The inverse of `encode_axes`; also reads what earlier versions of the package wrote.
 
     >>> decode_axes(encode_axes(["1-fc1-784x512"], ["output_rms"]))
-    Axes(layers=['1-fc1-784x512'], statistics=['output_rms'])
+    Axes(layers=['1-fc1-784x512'], statistics=['output_rms'], graph=None)
     """
     data = json.loads(content)
     if data["version"] > VERSION:
         raise ValueError(f"gradient_flow was written in version {data['version']} of its format, this reads {VERSION}")
-    axes = Axes(data["layers"], data["statistics"])
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in axes):
-        raise ValueError("layers and statistics must be lists of names")
+    names = [data["layers"], data["statistics"], data.get("junctions", []), *data.get("sources", [])]
+    if not all(isinstance(row, list) and all(isinstance(name, str) for name in row) for row in names):
+        raise ValueError("layers, statistics, junctions and sources must be lists of names")
+    if "sources" not in data:
+        return Axes(data["layers"], data["statistics"])
+    problem = str(data.get("problem", ""))
+    graph = Graph(tuple(map(tuple, data["sources"])), tuple(data["junctions"]), int(data["folded"]), problem)
+    axes = Axes(data["layers"], data["statistics"], graph)
+    if len(graph.sources) != (0 if problem else axes.rows):
+        raise ValueError(f"it has {axes.rows} rows and the sources of {len(graph.sources)}")
     return axes
 
 

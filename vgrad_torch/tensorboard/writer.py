@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import socket
 import struct
@@ -181,14 +182,31 @@ class Writer:
     def _gradient_flow(self, snapshot: Snapshot) -> Any:
         """The tensor of the Gradient Flow tab, under one tag for each set of layers: a tag keeps its first metadata."""
         layers = tuple(layer.tag for layer in snapshot.layers)
-        known = layers in self._flow_tags
-        tag = self._flow_tags.setdefault(layers, tags.gradient_flow_tag(len(self._flow_tags) + 1))
-        metadata = None if known else plugin_metadata(tags.PLUGIN_NAME, tags.encode_axes(layers))
+        junctions = tuple(junction.label for junction in snapshot.junctions)
+        known = (*layers, *junctions) in self._flow_tags
+        tag = self._flow_tags.setdefault((*layers, *junctions), tags.gradient_flow_tag(len(self._flow_tags) + 1))
+        axes = None if known else tags.encode_axes(layers, graph=_graph(snapshot))
         paths = tuple(tags.COLUMNS.values())
         rows = [tags.layer_values(layer, paths) for layer in snapshot.layers]
         with np.errstate(over="ignore"):
-            table = np.array(rows, "<f4").reshape(len(layers), len(tags.COLUMNS))
-        return tensor_value(tag, table, metadata)
+            table = np.full((len(layers) + len(junctions), len(tags.COLUMNS)), math.nan, "<f4")
+            table[: len(layers)] = np.array(rows).reshape(len(layers), len(tags.COLUMNS))
+            column = paths.index("output_gradient.rms")
+            table[len(layers) :, column] = [junction.gradient_rms for junction in snapshot.junctions]
+        return tensor_value(tag, table, axes and plugin_metadata(tags.PLUGIN_NAME, axes))
+
+
+def _graph(snapshot: Snapshot) -> tags.Graph | None:
+    """The graph of the layers; None if it is not known, or if the layers are in a row and all are trained."""
+    sources = [layer.sources for layer in snapshot.layers]
+    in_a_row = [(), *((layer.label,) for layer in snapshot.layers)][: len(sources)]
+    if snapshot.graph_problem:
+        return tags.Graph((), (), snapshot.folded, snapshot.graph_problem)
+    known = [found for found in sources if found is not None]
+    if len(known) < len(sources) or (known == in_a_row and not snapshot.folded):
+        return None
+    known += [junction.sources for junction in snapshot.junctions]
+    return tags.Graph(tuple(known), tuple(x.label for x in snapshot.junctions), snapshot.folded)
 
 
 class Sink(Protocol):

@@ -9,6 +9,7 @@ from vgrad_torch.training.evaluation import LossFunction
 from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.watching.monitor import Monitor
 from vgrad_torch.watching.sample import Sample
+from vgrad_torch.watching.selection import Selection
 
 
 class NonFiniteError(ArithmeticError):
@@ -17,7 +18,7 @@ class NonFiniteError(ArithmeticError):
 
 def find_nonfinite(model: nn.Module, loss_fn: LossFunction, x: Tensor, y: Tensor, monitor: Monitor) -> str:
     """Repeat the forward pass of the step whose loss was not finite, and say where the first such value is."""
-    sample = Sample(monitor.layers, histograms=False)
+    sample = Sample(Selection(monitor.layers), histograms=False)
     sample.attach()
     try:
         loss = loss_fn(model(x), y)

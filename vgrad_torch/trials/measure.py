@@ -44,12 +44,12 @@ def measure(
     batch: tuple[Any, Any],
     optimizer: Optimizer | None = None,
     *,
-    layers: Layers = nn.Linear,
+    layers: Layers = None,
 ) -> Measurement:
     """Run a batch through a model; the arguments are those of `preflight`. Without optimizer no step is taken."""
     check_arguments(model, batch, optimizer)
     watched = select(model, layers)
-    sample, units = Sample(watched, histograms=False), Units(model, watched)
+    sample, units = Sample(watched, histograms=False), Units(model, watched.layers)
     with torch.inference_mode(False), torch.enable_grad(), restored_on_exit(model), eager():
         x, y = _copy_tensors(batch[0]), _copy_tensors(batch[1])
         remove_all(model)  # the hooks of a monitor; `restored_on_exit` puts them back

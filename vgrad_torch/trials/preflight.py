@@ -78,7 +78,7 @@ def preflight(
     batch: tuple[Any, Any],
     optimizer: Optimizer | None = None,
     *,
-    layers: Layers = nn.Linear,
+    layers: Layers = None,
 ) -> Preflight:
     """Judge before training whether the gradient reaches the first layer, from one forward and one backward pass.
 
@@ -179,7 +179,7 @@ def _remarks(result: Preflight) -> Iterator[str]:
     if result.otherwise is not None:
         yield f"No optimizer was given, so the verdict is for SGD. The verdict for Adam is: {result.otherwise}."
     evidence, layers = result.diagnosis.evidence, result.snapshot.layers
-    from_first_layer = bool(layers) and evidence.first == layers[0].label
+    from_first_layer = bool(layers) and not evidence.folded and evidence.first == layers[0].label
     if result.predicted is not None and from_first_layer and evidence.signal > -math.inf:
         factor = 10 ** min(result.predicted.scatter, 300)
         yield (

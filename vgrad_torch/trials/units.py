@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.watching import hooks
+from vgrad_torch.watching.graph import Call, Junction
+from vgrad_torch.watching.layer import Layer
 
 SATURATED: Mapping[type[nn.Module], float] = {nn.Sigmoid: 5.98, nn.Tanh: 2.99}
 """Activation -> the |z| beyond which its slope is below a hundredth of its largest slope."""
@@ -36,7 +38,7 @@ class LayerUnits:
 class Units:
     """Observes the layers and activations of a model from `attach` until `detach`."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         self._layers = layers
         self._activations = [m for m in model.modules() if type(m) in SATURATED]
         self._hooks = hooks.Hooks(layers, self, input_gradients=False)
@@ -49,7 +51,7 @@ class Units:
     def attach(self) -> None:
         """Set the hooks."""
         self._hooks.attach()
-        self._handles += [layer.register_forward_pre_hook(self._before_layer) for layer in self._layers.values()]
+        self._handles += [layer.module.register_forward_pre_hook(self._before_layer) for layer in self._layers.values()]
         self._handles += [m.register_forward_pre_hook(self._before_activation) for m in self._activations]
 
     def detach(self) -> None:
@@ -65,13 +67,16 @@ class Units:
     def begin_backward(self, forward_pass: int) -> None:
         """Part of `hooks.Observer`. Nothing to do, because there is only one pass."""
 
-    def observe(self, call: hooks.Call, quantity: str, tensor: Tensor) -> None:
+    def observe(self, call: Call, quantity: str, tensor: Tensor) -> None:
         """Part of `hooks.Observer`. Note the call, and the share of units whose output gradient is zero."""
         label = call.name if call.number == 1 else f"{call.name}#{call.number}"
         self._dead.setdefault(label, None)
         if quantity == "output_gradient":
-            zero = _by_unit(self._layers[call.name], tensor) == 0
+            zero = _by_unit(self._layers[call.name].module, tensor) == 0
             self._dead[label] = float(zero.all(0).float().mean())
+
+    def observe_junction(self, junction: Junction, gradient: Tensor) -> None:
+        """Part of `hooks.Observer`. Nothing to do."""
 
     def _before_layer(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point() and inputs[0].dim() > 1:
@@ -85,8 +90,7 @@ class Units:
 
 def _by_unit(layer: nn.Module, tensor: Tensor) -> Tensor:
     """The entries as [samples and positions, units]. The units of a convolution are its channels."""
-    weight = getattr(layer, "weight", None)
-    kernel = weight.dim() - 2 if isinstance(weight, Tensor) else 0
+    kernel = len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else 0
     units = tensor.movedim(-1 - kernel, -1) if 0 < kernel < tensor.dim() else tensor
     return units.reshape(-1, units.shape[-1])
 

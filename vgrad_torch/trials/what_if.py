@@ -97,7 +97,7 @@ def what_if(
     batch: tuple[Any, Any],
     optimizer: Optimizer | None = None,
     *,
-    layers: Layers = nn.Linear,
+    layers: Layers = None,
 ) -> WhatIf:
     """Try other weights, activations, normalisation and residual connections on copies of a model that needs a remedy.
 

@@ -17,7 +17,7 @@ from vgrad_torch.verdict.cutoffs import RECORDS, STRONG, WEAK, Record
 from vgrad_torch.verdict.evidence import Evidence, gather, norm
 from vgrad_torch.verdict.labels import called, enumerated, two_digits
 from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period
-from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
+from vgrad_torch.verdict.waterfall import Factor, Waterfall, path, waterfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def _suspects(factors: Waterfall | None, judgement: Judgement) -> list[Suspect]:
 
 
 def _states(snapshot: Snapshot, evidence: Evidence) -> Iterator[LayerState]:
-    layers = reached(snapshot)
+    layers = path(snapshot)
     last = norm(layers[-1].output_gradient) if layers else None
     for layer in snapshot.layers:
         gradient = norm(layer.output_gradient) / last if last and layer.output_gradient else None
@@ -238,6 +238,9 @@ def _remarks(diagnosis: Diagnosis) -> Iterator[str]:
         yield from _causes(diagnosis.suspects, "increase" if verdict == "exploding" else "decrease")
     if verdict in ("vanishing", "slow", "exploding") and evidence.update > -99:
         yield f"One step changes the weights of the first trained layer by {_of_their_size(10**evidence.update)}."
+    if evidence.folded and verdict != "frozen":
+        many = f"{evidence.folded} layers that are not trained are"
+        yield f"{'1 layer that is not trained is' if evidence.folded == 1 else many} not shown."
     if not evidence.chain and verdict not in _NOT_COMPARED and not math.isnan(evidence.signal):
         first, last = called(evidence.first), called(evidence.last)
         yield f"In the order of the calls, {first} is the first layer and {last} the last."

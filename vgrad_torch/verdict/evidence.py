@@ -11,7 +11,7 @@ from statistics import median
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
 from vgrad_torch.verdict.nonfinite import first_nonfinite
-from vgrad_torch.verdict.waterfall import reached, waterfall
+from vgrad_torch.verdict.waterfall import path, waterfall
 
 WINDOW = 20
 """The number of newest samples that are judged; never more than half of all samples."""
@@ -58,6 +58,7 @@ class Evidence:
         tenth: label of the layer, counted from the loss, where the norm is first below a tenth of the last layer's.
         nonfinite: where NaN or infinity was found.
         frozen: labels of layers that do not train: no weight requires a gradient, or no optimizer has it.
+        folded: number of layers that are not watched because they are not trained.
         cut_off: labels of layers that could train but receive no gradient.
         scaled: False if output gradients are missing everywhere although weights have gradients.
     """
@@ -83,6 +84,7 @@ class Evidence:
     tenth: str | None = None
     nonfinite: str | None = None
     frozen: tuple[str, ...] = ()
+    folded: int = 0
     cut_off: tuple[str, ...] = ()
     scaled: bool = True
 
@@ -121,7 +123,7 @@ def signal(snapshot: Snapshot) -> float:
 
     Minus infinity if the gradient is so small that float32 holds only zeros for the first layer.
     """
-    layers = reached(snapshot)
+    layers = path(snapshot)
     if len(layers) < 2:
         return math.nan
     return -math.inf if _underflows(snapshot) else log10(_norm(layers[0]) / _norm(layers[-1]))
@@ -129,7 +131,7 @@ def signal(snapshot: Snapshot) -> float:
 
 def slope(snapshot: Snapshot) -> float:
     """Least-squares slope of log10 of the norms over the layers' order."""
-    logs = [log10(_norm(layer)) for layer in reached(snapshot)]
+    logs = [log10(_norm(layer)) for layer in path(snapshot)]
     if len(logs) < 2:
         return math.nan
     centre, mean = (len(logs) - 1) / 2, sum(logs) / len(logs)
@@ -138,19 +140,28 @@ def slope(snapshot: Snapshot) -> float:
 
 def drive(snapshot: Snapshot) -> float:
     """See `Evidence.drive`. The batch size is the size of the last layer's output divided by its units."""
-    layers = reached(snapshot)
+    layers = path(snapshot)
     trained = [layer for layer in layers if layer.weight_gradient is not None]
     if not trained or layers[-1].output_gradient is None:
         return math.nan
-    units = layers[-1].size.rpartition("x")[2]
-    batch = layers[-1].output_gradient.count / int(units) if units.isdigit() else math.nan
+    units = units_of(layers[-1].size)
+    batch = layers[-1].output_gradient.count / units if units else math.nan
     error = _norm(layers[-1]) * math.sqrt(batch)  # the loss is a mean: a sample's gradient is divided by the batch size
     return log10(_over(norm(trained[0].weight_gradient), norm(trained[0].weight) * error))
 
 
+def units_of(size: str) -> int:
+    """The number of outputs in a layer's size, 0 if it has none.
+
+    >>> units_of("784x512"), units_of("64x128 3x3"), units_of("")
+    (512, 128, 0)
+    """
+    return int(size.partition(" ")[0].rpartition("x")[2] or 0)
+
+
 def lost(snapshot: Snapshot) -> float:
     """See `Evidence.lost`."""
-    outputs = [layer.output.rms for layer in reached(snapshot)[:-1] if layer.output is not None]
+    outputs = [layer.output.rms for layer in path(snapshot)[:-1] if layer.output is not None]
     forward = log10(outputs[-1] / outputs[0]) if outputs and outputs[0] else math.nan
     return signal(snapshot) - _ENLARGED * min(forward, 0.0)
 
@@ -192,7 +203,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
     """The evidence from at least one sample; `losses` are those of any steps, in order."""
     judged = window(samples)
     newest = judged[-1]
-    layers, worst = reached(newest), emptiest(newest)
+    layers, worst = path(newest), emptiest(newest)
     return Evidence(
         step=newest.step,
         since=samples[0].step,
@@ -215,6 +226,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         tenth=_tenth(layers),
         nonfinite=next((place for s in judged if (place := first_nonfinite(s))), None),
         frozen=tuple(_frozen(newest)),
+        folded=newest.folded,
         cut_off=tuple(_cut_off(judged)),
         scaled=bool(_with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
     )
@@ -246,7 +258,7 @@ def _loss(losses: Sequence[float]) -> float:
 
 
 def _underflows(snapshot: Snapshot) -> bool:
-    layers = reached(snapshot)
+    layers = path(snapshot)
     below = snapshot.layers[: snapshot.layers.index(layers[0])] if layers else ()
     vanished = any(layer.output_gradient is not None for layer in below)
     return vanished and layers[0].output_gradient is not None and layers[0].output_gradient.rms < _UNDERFLOW
@@ -258,7 +270,7 @@ def _tenth(layers: Sequence[LayerSnapshot]) -> str | None:
 
 def _is_chain(snapshot: Snapshot) -> bool:
     factors = waterfall(snapshot)
-    return factors is not None and factors.chain and {layer.kind for layer in reached(snapshot)} == {"Linear"}
+    return factors is not None and factors.chain and {layer.kind for layer in path(snapshot)} == {"Linear"}
 
 
 def _frozen(snapshot: Snapshot) -> Iterator[str]:

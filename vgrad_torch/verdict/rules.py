@@ -105,8 +105,14 @@ def _nonfinite(evidence: Evidence, _: str) -> str | None:
 
 
 def _all_but_one_frozen(evidence: Evidence, optimizer: str) -> str | None:
-    """If only the last layer trains, there is nothing between layers to judge."""
+    """If only one layer trains, there is nothing between layers to judge."""
+    if evidence.layers == 1 and evidence.folded:
+        return f"Only {called(evidence.last)} is trained; {_others(evidence.folded)} not."
     return _frozen(evidence, optimizer) if evidence.layers == 1 else None
+
+
+def _others(count: int) -> str:
+    return "1 other layer is" if count == 1 else f"{count} other layers are"
 
 
 def _not_measured(evidence: Evidence, _: str) -> str | None:

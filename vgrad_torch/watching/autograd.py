@@ -95,6 +95,14 @@ def node_number(node: Node) -> int:
     return number
 
 
+def leaf(node: Node) -> Tensor | None:
+    """The tensor whose gradient this node of the graph accumulates; None for a node that computes.
+
+    By the attribute `variable`, which torch documents for the node of a leaf.
+    """
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
+
+
 def viewed(x: Tensor) -> Tensor | None:
     """The tensor that `x` is a view of, if it has the same number of entries. By Tensor._is_view and Tensor._base."""
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -16,20 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.distributed import shards
 from vgrad_torch.watching import autograd
-
-Edge = tuple[Node, int]
-"""Where a gradient arrives in the autograd graph: a node, and which of its inputs."""
-
-
-class Call(NamedTuple):
-    """One call of one layer.
-
-    `forward_pass` counts the forward passes of the sample from 0, `number` the calls of this layer in it from 1.
-    """
-
-    forward_pass: int
-    name: str
-    number: int
+from vgrad_torch.watching.graph import Call, Graph, Junction, Vertex
+from vgrad_torch.watching.layer import Flow, Layer
+from vgrad_torch.watching.tensors import Edge, edges, hookable, nodes_at_inputs, tensors
 
 
 class Observer(Protocol):
@@ -40,6 +28,9 @@ class Observer(Protocol):
 
     def observe(self, call: Call, quantity: str, tensor: Tensor) -> None:
         """A tensor of a call: its output, output gradient or input gradient; `quantity` is a word of `QUANTITIES`."""
+
+    def observe_junction(self, junction: Junction, gradient: Tensor) -> None:
+        """The gradient that arrives where the outputs of several layers meet."""
 
 
 class Hooks:
@@ -53,17 +44,26 @@ class Hooks:
     Not reported: forward passes without gradients (evaluation) or inside torch.func, a forward pass that activation
     checkpointing repeats, and backward passes that bring the layer's weights no gradient (of a gradient penalty).
 
+    A bare parameter has no call of its own, and some modules are not called because another one uses their weight. The
+    nodes of the autograd graph that use these matrices are found from what comes behind them; the gradient that arrives
+    at such a node is the output gradient.
+
     The hooks sit on the layers, because torch.compile's modules warn of global ones. A copied or pickled model does not
     take them along. With `input_gradients=False` there are no hooks for input gradients.
 
-    `order` ranks the layers by their first call. `recomputed` says that some layers were seen in a repeated forward
-    pass only.
+    `order` ranks the layers by their first call. `flows` has the numbers of features that went through a layer.
+    `graph` says which call feeds which. `recomputed` says that some layers were seen in a repeated forward pass only;
+    then the graph is not whole.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], observer: Observer, *, input_gradients: bool = True) -> None:
+    def __init__(self, layers: Mapping[str, Layer], observer: Observer, *, input_gradients: bool = True) -> None:
         self.order: dict[str, int] = {}
+        self.flows: dict[str, Flow] = {name: Flow() for name in layers}
+        matrices = {id(w): name for name, layer in layers.items() for w in layer.weights() if w.dim() >= 2}
+        self.graph = Graph(self, matrices)
         self.recomputed = False
         self._layers = layers
+        self._uses: dict[str, Call] = {}  # layer whose matrix is used -> the call that this belongs to
         self._observer: Observer | None = observer
         self._input_gradients = input_gradients
         self._handles: list[RemovableHandle] = []
@@ -76,11 +76,19 @@ class Hooks:
         self._reached: dict[str, bool] = {}
 
     def attach(self) -> None:
-        """Set two hooks on each layer."""
+        """Set two hooks on each layer, and on each module that computes with bare parameters."""
+        callers: dict[nn.Module, list[str]] = {}
         for name, layer in self._layers.items():
-            before, after = _Hook(partial(self._before_forward, name)), _Hook(partial(self._after_forward, name))
-            self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-            self._handles.append(layer.register_forward_hook(after))
+            if layer.matrix is None:
+                self._hook(layer.module, partial(self._before_forward, name), partial(self._after_forward, name))
+            else:
+                callers.setdefault(layer.caller or layer.module, []).append(name)
+        for module, names in callers.items():
+            self._hook(module, partial(self._before_caller, names), self._after_caller)
+
+    def _hook(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+        self._handles.append(module.register_forward_pre_hook(_Hook(before), with_kwargs=True))
+        self._handles.append(module.register_forward_hook(_Hook(after)))
 
     def detach(self) -> None:
         """Remove all hooks, also those on tensors and nodes of a graph that still exists."""
@@ -92,23 +100,72 @@ class Hooks:
     def _before_forward(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.order.setdefault(name, len(self.order))
         call = self._count_call(name)
-        edges = set(_edges((args, kwargs))) if call and self._input_gradients else set()
-        self._open_calls[name].append(call and _OpenCall(call, autograd.next_node_number(), edges))
+        if call is None:
+            self._open_calls[name].append(None)
+            return
+        inputs, first_node = set(edges((args, kwargs))), autograd.next_node_number()
+        self.graph.enter(call, (node for node, _ in inputs))
+        self._open_calls[name].append(_OpenCall(call, first_node, inputs if self._input_gradients else set()))
 
     def _after_forward(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
         opened = self._open_calls[name].pop() if self._open_calls[name] else None
         if opened is None:
             return
-        outputs = {id(tensor): tensor for tensor in _tensors(output)}.values()
+        outputs = {id(tensor): tensor for tensor in tensors(output)}.values()
+        self.flows[name].see(next(tensors(args), None), next(iter(outputs), None))
+        self.graph.leave(opened.call, outputs, opened.first_node)
         for tensor in outputs:
             self._report(opened.call, "output", tensor)
             if tensor.requires_grad:
                 catch = partial(self._catch_gradient, opened.call, "output_gradient")
-                self._handles.append(_hookable(tensor, opened.first_node).register_hook(catch))
-        for nodes in _nodes_at_inputs(outputs, opened).values():
+                self._handles.append(hookable(tensor, opened.first_node).register_hook(catch))
+        for nodes in nodes_at_inputs(outputs, opened.input_edges, opened.first_node).values():
             total = _GradientSum(list(nodes), partial(self._catch_gradient, opened.call, "input_gradient"))
             for node, places in nodes.items():
                 self._handles.append(node.register_hook(partial(total.add, places)))
+
+    def _before_caller(self, names: Sequence[str], *_: Any) -> None:
+        for name in names:
+            self.order.setdefault(name, len(self.order))
+            if call := self._count_call(name):
+                self._uses[name] = call
+
+    def _after_caller(self, _: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and not autograd.in_backward():
+            self.graph.follow(tensors(output))
+
+    # --- part of `graph.Builder` ---
+
+    def use_matrix(self, name: str, node: Node, data: Sequence[int]) -> Call:
+        """Watch a node that uses a bare parameter; `data` are the places of its other inputs."""
+        self.order.setdefault(name, len(self.order))
+        call = self._uses.setdefault(name, Call(self._forward_pass, name, 1))
+        self._handles.append(node.register_prehook(partial(self._catch_at_matrix, call)))
+        if self._input_gradients and data:
+            total = _GradientSum([node], partial(self._catch_gradient, call, "input_gradient"))
+            self._handles.append(node.register_hook(partial(total.add, list(data))))
+        return call
+
+    def join(self, node: Node, sources: Sequence[Vertex]) -> Junction:
+        """Watch a node where the outputs of several layers meet."""
+        junction = Junction(self._forward_pass, autograd.node_number(node))
+        self._handles.append(node.register_prehook(partial(self._catch_at_junction, junction, self._named(sources[0]))))
+        return junction
+
+    def _named(self, vertex: Vertex) -> str:
+        """The name of a layer that feeds this vertex, or is it."""
+        while isinstance(vertex, Junction):
+            vertex = next(iter(self.graph.sources[vertex]))
+        return vertex.name
+
+    def _catch_at_matrix(self, call: Call, gradients: Sequence[Tensor | None]) -> None:
+        if gradients[0] is not None:
+            self.flows[call.name].see(None, gradients[0])
+        self._catch_gradient(call, "output_gradient", gradients[0])
+
+    def _catch_at_junction(self, junction: Junction, name: str, gradients: Sequence[Tensor | None]) -> None:
+        if self._observer is not None and gradients[0] is not None and self._reaches_weights(name):
+            self._observer.observe_junction(junction, gradients[0])
 
     def _count_call(self, name: str) -> Call | None:
         """Number this call, or return None if it is not reported.
@@ -135,6 +192,7 @@ class Hooks:
             self._backward_began = False
             self._forward_pass += 1
             self._calls.clear()
+            self._uses.clear()
             self._seen_in_forward.clear()
 
     def _catch_gradient(self, call: Call, quantity: str, gradient: Tensor | None) -> None:
@@ -189,10 +247,13 @@ class _OpenCall(NamedTuple):
 
 
 class _GradientSum:
-    """The sum of the gradients that the nodes at one input hand back in one backward pass, reported when complete."""
+    """The sum of the gradients that the nodes at one input hand back in one backward pass, reported when complete.
+
+    A single node is not kept: its hook refers to this object, and the graph would then live until the hook is removed.
+    """
 
     def __init__(self, nodes: list[Node], report: Callable[[Tensor], None]) -> None:
-        self._nodes = nodes
+        self._nodes = nodes if len(nodes) > 1 else []
         self._report = report
         self._backward_id = -1
         self._missing = 0
@@ -202,7 +263,7 @@ class _GradientSum:
         backward_id = autograd.backward_id()
         if self._backward_id != backward_id:
             self._backward_id, self._sum = backward_id, None
-            self._missing = sum(map(autograd.will_run, self._nodes))
+            self._missing = sum(map(autograd.will_run, self._nodes)) if self._nodes else 1
         for gradient in (grad_inputs[place] for place in places):
             if gradient is not None:
                 self._sum = gradient if self._sum is None else self._sum + gradient.detach()
@@ -212,60 +273,11 @@ class _GradientSum:
             self._report(total)
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in what a layer takes or returns: also inside tuples, dicts and dataclasses."""
-    if isinstance(x, Tensor):
-        if x.is_floating_point() or x.is_complex():
-            yield x
-    elif isinstance(x, Mapping):
-        yield from (tensor for value in x.values() for tensor in _tensors(value))
-    elif isinstance(x, tuple | list):
-        yield from (tensor for value in x for tensor in _tensors(value))
-    elif is_dataclass(x) and not isinstance(x, type):
-        yield from (tensor for field in fields(x) for tensor in _tensors(getattr(x, field.name, None)))
-
-
-def _edges(inputs: Any) -> Iterator[Edge]:
-    """Where the graph enters inputs. Of a view also its base, since an in-place operation becomes the base's node."""
-    for x in _tensors(inputs):
-        for tensor in (x, autograd.viewed(x)):
-            if tensor is not None and tensor.requires_grad:
-                yield tensor.grad_fn or get_gradient_edge(tensor)[0], tensor.output_nr
-
-
-def _hookable(output: Tensor, first_node: int) -> Tensor:
-    """The tensor to hook for an output's gradient: the output, or the tensor that the layer made it a view of.
-
-    An in-place operation on a view cuts the view itself out of the graph, so that a hook on it is never called. The
-    output of a Linear for an input of three dimensions is such a view.
-    """
-    base = autograd.viewed(output)
-    made_here = base is not None and base.grad_fn is not None and autograd.node_number(base.grad_fn) >= first_node
-    return base if base is not None and made_here else output
-
-
-def _nodes_at_inputs(outputs: Iterable[Tensor], opened: _OpenCall) -> dict[Edge, dict[Node, list[int]]]:
-    """For each input the nodes of the graph that use it inside the layer, each with the places of its gradient."""
-    nodes: dict[Edge, dict[Node, list[int]]] = {}
-    ahead = [tensor.grad_fn for tensor in outputs if opened.input_edges]
-    visited: set[Node] = set()
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in visited or autograd.node_number(node) < opened.first_node:  # made before the call
-            continue
-        visited.add(node)
-        for place, edge in enumerate(node.next_functions):
-            if edge in opened.input_edges:
-                nodes.setdefault(edge, {}).setdefault(node, []).append(place)
-            else:
-                ahead.append(edge[0])
-    return nodes
-
-
-def _brings_gradient(layer: nn.Module) -> bool:
+def _brings_gradient(layer: Layer) -> bool:
     """Whether the running backward pass brings the layer's weights a gradient; one for the input alone does not.
 
     For a weight in shards the answer is always yes: the graph holds other tensors, from which it was gathered.
     """
-    weights = [w for w in layer.parameters() if w.requires_grad]
+    own = layer.module.parameters() if layer.matrix is None else layer.weights()
+    weights = [w for w in own if w.requires_grad]
     return not weights or any(shards.is_spread(w) or autograd.will_run(get_gradient_edge(w)[0]) for w in weights)

@@ -22,9 +22,11 @@ from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
 from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.watching import autograd
+from vgrad_torch.watching.layer import Layer
 from vgrad_torch.watching.memory import Memory
 from vgrad_torch.watching.sample import Sample
 from vgrad_torch.watching.schedule import Budget, Metered, Schedule, sparse_steps
+from vgrad_torch.watching.selection import Selection
 
 _RANKS_APART = (
     "inside join() and after destroy_process_group() the ranks cannot combine their samples: from now on only weights, "
@@ -40,7 +42,6 @@ class Monitor:
         losses: the losses of the training, in order, if you append them (one for each epoch is enough). With them the
             verdict knows whether the network learns.
         step: the number of optimizer steps so far.
-        layers: the watched modules by name.
         writer: the log; use it for your own scalars and texts.
         nonfinite: where NaN or infinity was seen first, or None.
         ranks: the processes that train the model together.
@@ -49,7 +50,7 @@ class Monitor:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, nn.Module],
+        layers: Selection,
         optimizer: Optimizer,
         *,
         ranks: Ranks,
@@ -67,8 +68,8 @@ class Monitor:
         self.ranks = ranks
         self._optimizer = optimizer
         self._model = model
-        self.layers = layers
-        self._sharded = {name for name, m in layers.items() if any(map(shards.is_spread, m.parameters()))}
+        self._selection = layers
+        self._sharded = {name for name, x in layers.layers.items() if any(map(shards.is_spread, x.module.parameters()))}
         self._due = every if isinstance(every, Metered) else Metered(every)
         self._budget = every if isinstance(every, Budget) else None
         if ranks.size > 1:
@@ -130,6 +131,16 @@ class Monitor:
             self._depth_profiles(memory.profiled)
 
     @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The watched layers by name."""
+        return self._selection.layers
+
+    @property
+    def frozen(self) -> Mapping[str, Layer]:
+        """The layers that are not watched because they are not trained. At the next sample, those that are by then."""
+        return self._selection.frozen
+
+    @property
     def cost(self) -> float:
         """The cost of watching so far, as a share of the wall time: 0 to 1."""
         return self._due.share
@@ -164,8 +175,9 @@ class Monitor:
     def _begin(self, *, histograms: bool) -> Sample:
         scale = None if self._scaler is None and self.ranks.size == 1 else self._loss_scale
         held = partial(autograd.held_gradients, self._model)
+        self._selection = self._selection.thawed()
         self._sample = Sample(
-            self.layers, histograms=histograms, quantities=self._quantities, scale=scale, held=held
+            self._selection, histograms=histograms, quantities=self._quantities, scale=scale, held=held
         ).attach()
         autograd.EAGER_MODE.enter()
         return self._sample

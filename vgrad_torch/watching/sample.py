@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import islice
-from operator import add
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from vgrad_torch.distributed import shards
-from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats, with_activation_gains
+from vgrad_torch.records import (
+    ACTIVATIONS,
+    QUANTITIES,
+    JunctionSnapshot,
+    LayerSnapshot,
+    Snapshot,
+    with_activation_gains,
+)
 from vgrad_torch.watching import hooks, statistics
-
-Key = tuple[str, int]
-"""A layer's name and which call of it, from 1; call 0 stands for what belongs to the layer, not to a call."""
-Reductions = dict[Key, dict[str, list[statistics.Reduction]]]
-"""By quantity, still on the device: one reduction for each tensor."""
-Numbers = dict[Key, dict[str, Stats]]
+from vgrad_torch.watching.graph import Call, Junction
+from vgrad_torch.watching.pooling import Key, Numbers, Reductions, joint_rms, merged, pooled, with_uncalled
+from vgrad_torch.watching.selection import Selection
+from vgrad_torch.watching.wiring import wired
 
 _UPDATE_ENTRIES = 1 << 13  # entries of a weight whose update is measured; a larger weight has so many, evenly spread
 
@@ -47,7 +49,7 @@ class Sample:
 
     def __init__(
         self,
-        layers: Mapping[str, nn.Module],
+        layers: Selection,
         *,
         histograms: bool = True,
         quantities: Container[str] = QUANTITIES,
@@ -60,7 +62,8 @@ class Sample:
         self._quantities = quantities
         self.seconds = 0.0
         """Time that this sample took on the host so far."""
-        self._layers = layers
+        self._layers = layers.layers
+        self._folded = len(layers.frozen)
         self._scale = scale
         self._held = held
         self._passes: dict[int, Reductions] = {}
@@ -70,8 +73,9 @@ class Sample:
         self._weights: dict[str, list[nn.Parameter]] = {}
         self._weights_before: dict[str, list[tuple[nn.Parameter, Tensor]]] = {}
         self._updates: dict[str, Tensor] = {}
-        self._reached: set[hooks.Call] = set()
-        self._hooks = hooks.Hooks(layers, self, input_gradients="input_gradient" in quantities)
+        self._reached: set[Call] = set()
+        self._junctions: dict[Junction, list[tuple[Tensor, int]]] = {}  # RMS of the gradients, numbers of entries
+        self._hooks = hooks.Hooks(layers.layers, self, input_gradients="input_gradient" in quantities)
 
     def attach(self) -> Sample:
         """Set the hooks: from now on, tensors are measured."""
@@ -102,7 +106,7 @@ class Sample:
     def begin_backward(self, forward_pass: int) -> None:
         """Drop the earlier passes if the gradients were cleared. Whether they are all zero, `snapshot` finds out."""
         if forward_pass > self._last_pass and any(earlier < forward_pass for earlier in self._passes):
-            weights = [w for layer in self._layers.values() for w in _weights(layer) if w.requires_grad]
+            weights = [w for layer in self._layers.values() for w in layer.weights() if w.requires_grad]
             gradients = [statistics.rms(shards.own(w.grad)) for w in weights if w.grad is not None]
             gradients += map(statistics.rms, self._held())
             if gradients:
@@ -110,7 +114,7 @@ class Sample:
             elif weights:
                 self._passes = {later: part for later, part in self._passes.items() if later >= forward_pass}
 
-    def observe(self, call: hooks.Call, quantity: str, tensor: Tensor) -> None:
+    def observe(self, call: Call, quantity: str, tensor: Tensor) -> None:
         """Reduce a tensor; of a gradient, without the factor of the gradient scaler.
 
         Backward passes after the parameters were read belong to the optimizer itself and do not count. A new forward
@@ -136,6 +140,16 @@ class Sample:
             statistics.pool_histograms(reductions)
         self.seconds += time.perf_counter() - start
 
+    def observe_junction(self, junction: Junction, gradient: Tensor) -> None:
+        """Note the gradient that arrives where the outputs of several layers meet."""
+        if self.read or "output_gradient" not in self._quantities:
+            return
+        start = time.perf_counter()
+        rms = statistics.rms(gradient)
+        scaled = rms if self._scale is None else rms / self._scale(rms.device)
+        self._junctions.setdefault(junction, []).append((scaled, gradient.numel()))
+        self.seconds += time.perf_counter() - start
+
     def read_parameters(self, scale: Tensor | None = None, trained: Container[int] | None = None) -> None:
         """Reduce weights and weight gradients, divided by `scale` if given, and keep weights to measure the update.
 
@@ -145,7 +159,7 @@ class Sample:
         self._last_pass = max(self._passes, default=-1)
         with torch.no_grad():
             for name, layer in self._layers.items():
-                weights = self._weights[name] = _weights(layer)
+                weights = self._weights[name] = layer.weights()
                 self._read_layer(name, weights, scale)
                 if "weight" in self._quantities:
                     updated = [w for w in weights if w.grad is not None and (trained is None or id(w) in trained)]
@@ -181,106 +195,70 @@ class Sample:
         parts = [self._parameters, *self._passes.values()]
         reductions = [r for part in parts for entry in part.values() for rs in entry.values() for r in rs]
         gradients = [rms for found in self._gradients_before.values() for rms in found]
-        stats, scalars = statistics.fetch(reductions, [*self._updates.values(), *gradients])
-        updates = dict(zip(self._updates, scalars, strict=False))
+        met = [rms for found in self._junctions.values() for rms, _ in found]
+        stats, scalars = statistics.fetch(reductions, [*self._updates.values(), *gradients, *met])
+        numbers = iter(scalars)
+        updates = dict(zip(self._updates, numbers, strict=False))
         fetched = iter(stats)
-        parameters, *pooled = [_pooled(part, fetched) for part in parts]
-        first = self._first_pass(scalars[len(updates) :])
-        passes = {number: part for number, part in zip(self._passes, pooled, strict=True) if number >= first}
-        layers = self._assemble(_merged([parameters, *_reached(passes, self._reached)]), updates)
+        parameters, *of_passes = [pooled(part, fetched) for part in parts]
+        first = self._first_pass(numbers)
+        junctions = {
+            junction: joint_rms([(next(numbers), count) for _, count in found])
+            for junction, found in self._junctions.items()
+        }
+        passes = {number: part for number, part in zip(self._passes, of_passes, strict=True) if number >= first}
+        names = {call.name for call in self._reached if call.forward_pass in passes}
+        origins = [self._kept(number, part, names) for number, part in passes.items()]
+        shown = [{key: passes[call.forward_pass][call[1:]] for key, call in kept.items()} for kept in origins]
+        calls = {key: call for kept in origins for key, call in kept.items()}
+        earliest = {key: call for kept in reversed(origins) for key, call in kept.items()}
+        layers = list(self._assemble(merged([parameters, *shown]), updates, earliest))
+        met_at: tuple[JunctionSnapshot, ...] = ()
+        problem = "activation checkpointing computes the layers again, apart from each other"
+        if calls and not self._hooks.recomputed:
+            labels = {call: layer.label for layer in layers if (call := calls.get((layer.name, layer.call)))}
+            layers, met_at = wired(layers, labels, self._hooks.graph, junctions)
         self.seconds += time.perf_counter() - start
-        return Snapshot(step, tuple(with_activation_gains(list(layers))), time.time())
+        return Snapshot(
+            step,
+            tuple(with_activation_gains(layers, met_at)),
+            time.time(),
+            met_at,
+            self._folded,
+            problem if self._hooks.recomputed else "",
+        )
 
-    def _first_pass(self, gradients: Sequence[float]) -> int:
+    def _first_pass(self, gradients: Iterator[float]) -> int:
         """The last forward pass whose backward pass began with weight gradients that are all zero, or 0."""
-        numbers = iter(gradients)
         before = self._gradients_before.items()
-        return max((number for number, rms in before if not any(list(islice(numbers, len(rms))))), default=0)
+        return max((number for number, rms in before if not any(list(islice(gradients, len(rms))))), default=0)
+
+    def _kept(self, forward_pass: int, part: Numbers, names: Container[str]) -> dict[Key, Call]:
+        """The calls of a forward pass, numbered anew, that count: of the layers in `names`, those that were reached."""
+        numbers: Counter[str] = Counter()
+        kept = {}
+        for name, number in part:
+            call = Call(forward_pass, name, number)
+            if name not in names or call in self._reached:
+                numbers[name] += 1
+                kept[name, numbers[name]] = call
+        return kept
 
     def _assemble(
-        self, measured: Mapping[Key, Mapping[str, Any]], updates: Mapping[str, float]
+        self, measured: Mapping[Key, Mapping[str, Any]], updates: Mapping[str, float], calls: Mapping[Key, Call]
     ) -> Iterator[LayerSnapshot]:
-        calls = [key for key in measured if key[1] > 0]
+        position = self._hooks.graph.position
+        ordered = sorted(calls, key=lambda key: position.get(calls[key], 0))
         if self._hooks.recomputed:  # then the calls were seen in the order of the backward pass
-            calls.sort(key=lambda key: (key[1], self._hooks.order[key[0]]))
+            ordered.sort(key=lambda key: (key[1], self._hooks.order[key[0]]))
         numbers: dict[str, int] = {}
-        for name, call in _with_uncalled(calls, self._layers):
+        for name, call in with_uncalled(ordered, self._layers):
             layer = self._layers[name]
             number = numbers.setdefault(name, len(numbers) + 1)
             values = {**measured.get((name, 0), {}), **measured.get((name, call), {})}
             weights = self._weights[name]
             values |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in weights)}
-            yield LayerSnapshot(number, name, shards.kind(layer), _size(weights), call, **values)
-
-
-def _pooled(part: Reductions, fetched: Iterator[Stats]) -> Numbers:
-    """The statistics of each quantity's tensors taken together; `fetched` holds those of the tensors, in order."""
-    return {
-        key: {quantity: reduce(add, [next(fetched) for _ in rs]) for quantity, rs in entry.items() if rs}
-        for key, entry in part.items()
-    }
-
-
-def _merged(parts: Iterable[Numbers]) -> Numbers:
-    """The parts with the statistics of the same call and quantity taken together."""
-    merged: Numbers = {}
-    for key, entry in (item for part in parts for item in part.items()):
-        values = merged.setdefault(key, {})
-        for quantity, stats in entry.items():
-            values[quantity] = values[quantity] + stats if quantity in values else stats
-    return merged
-
-
-def _reached(passes: Mapping[int, Numbers], reached: set[hooks.Call]) -> Iterator[Numbers]:
-    """The passes without calls that no backward pass reached, if another call of the same layer was reached."""
-    names = {call.name for call in reached if call.forward_pass in passes}
-    for forward_pass, part in passes.items():
-        calls: Counter[str] = Counter()
-        kept: Numbers = {}
-        for (name, number), entry in part.items():
-            if name not in names or hooks.Call(forward_pass, name, number) in reached:
-                calls[name] += 1
-                kept[name, calls[name]] = entry
-        yield kept
-
-
-def _with_uncalled(calls: list[Key], names: Mapping[str, nn.Module]) -> Iterator[Key]:
-    """The calls in their order; a layer that was not called follows its neighbour in the model."""
-    last_call = {name: place for place, (name, _) in enumerate(calls)}
-    followers: dict[str | None, list[Key]] = {}
-    neighbour: str | None = None
-    for name in names:
-        if name in last_call:
-            neighbour = name
-        else:
-            followers.setdefault(neighbour, []).append((name, 1))
-    yield from followers.get(None, [])
-    for place, key in enumerate(calls):
-        yield key
-        if last_call[key[0]] == place:
-            yield from followers.get(key[0], [])
-
-
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """A layer's own weight matrices (a recurrent layer has several); if it has none, its vectors.
-
-    For a parametrized weight (weight_norm, spectral_norm), the parameters that are trained instead of it.
-    """
-    own = list(layer.parameters(recurse=False))
-    if is_parametrized(layer):
-        own += [
-            p
-            for listed in cast(nn.ModuleDict, layer.parametrizations).values()
-            for p in listed.parameters(recurse=False)
-        ]
-    return [p for p in own if p.dim() >= 2] or own
-
-
-def _size(weights: list[nn.Parameter]) -> str:
-    """Fan-in x fan-out of the weight, such as `784x512`; empty for a layer without a matrix."""
-    fans = [(math.prod(w.shape[1:]), len(w)) for w in weights if w.dim() >= 2]
-    fan = next((fan for fan in fans if fan[0] > 1), fans[0] if fans else None)  # weight_norm's magnitudes come first
-    return "" if fan is None else f"{fan[0]}x{fan[1]}"
+            yield LayerSnapshot(number, name, layer.kind, layer.size(self._hooks.flows[name]), call, **values)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def watch(
     logdir: str | Path | None = None,
     writer: Any = None,
     every: int | Schedule | None = None,
-    layers: Layers = nn.Linear,
+    layers: Layers = None,
     histograms: bool | Schedule = True,
     quantities: Collection[str] = QUANTITIES,
     scaler: Any = None,
@@ -58,7 +58,8 @@ def watch(
         writer: your `SummaryWriter`, which stays open at the end, or a `Writer`, which is closed.
         every: sample every n-th step, or the steps for which a function of the step is true. None: as many steps as
             cost at most `budget`.
-        layers: a type, a tuple of types, a regular expression over names, or a function of (name, module).
+        layers: a type, a tuple of types, a regular expression over names, or a function of (name, module). None: every
+            module with a weight of two dimensions or more that is trained, except normalisation, see `select`.
         histograms: False, True (at most about 50 steps of a run), or a function of the step.
         quantities: which of "weight", "weight_gradient", "output", "output_gradient", "input_gradient" to measure.
             `("weight_gradient",)` alone is cheapest and needs no hooks on layers. "weight" includes the update.

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from vgrad_torch.tensorboard.tags import Axes
+from vgrad_torch.tensorboard.tags import Axes, Graph
 
 Array = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -27,11 +27,16 @@ _READ = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All tensors of one tag: for each statistic in `_READ` its numbers [steps, layers]."""
+    """All tensors of one tag: for each statistic in `_READ` its numbers [steps, layers].
+
+    `junctions` are the RMS of the gradients at the junctions of `graph` [steps, junctions].
+    """
 
     layers: list[str]
     steps: Integers
     columns: Mapping[str, Array]
+    graph: Graph | None
+    junctions: Array
 
     def column(self, name: str) -> Array:
         """One statistic [steps, layers]; all NaN if the tag does not have it."""
@@ -41,7 +46,8 @@ class Table:
 
     def at(self, indices: Integers) -> Table:
         """The table of the steps at these indices only."""
-        return Table(self.layers, self.steps[indices], {name: x[indices] for name, x in self.columns.items()})
+        columns = {name: x[indices] for name, x in self.columns.items()}
+        return Table(self.layers, self.steps[indices], columns, self.graph, self.junctions[indices])
 
     def index(self, step: int) -> int:
         """The index of the latest step at or before `step`; 0 if there is none."""
@@ -52,17 +58,21 @@ def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> 
     """One table of all (step, tensor), sorted by step. A ValueError names a tensor that does not fit `axes`."""
     if not points:
         raise ValueError("it holds no sample yet")
-    shape = (len(axes.layers), len(axes.statistics))
+    shape = (axes.rows, len(axes.statistics))
     columns_read = {name: axes.statistics.index(name) for name in _READ if name in axes.statistics}
     order = np.argsort([step for step, _ in points], kind="stable")
-    columns = np.empty((len(columns_read), len(points), len(axes.layers)), np.float32)
+    columns = np.empty((len(columns_read), len(points), axes.rows), np.float32)
     for i, (step, tensor) in enumerate(points[index] for index in order):
         if tensor.shape != shape or tensor.dtype.kind != "f":
             actual = f"{tensor.dtype} of shape {list(tensor.shape)}"
             raise ValueError(f"the tensor of step {step} is {actual}, not numbers of shape {list(shape)}")
         columns[:, i] = tensor.T[list(columns_read.values())]
     steps = np.array([points[index][0] for index in order], np.int64)
-    return Table(axes.layers, steps, dict(zip(columns_read, columns, strict=True)))
+    layers = len(axes.layers)
+    of_layers = {name: column[:, :layers] for name, column in zip(columns_read, columns, strict=True)}
+    place = [*columns_read].index("output_gradient_rms") if axes.graph else None
+    junctions = np.empty((len(points), 0), np.float32) if place is None else columns[place, :, layers:]
+    return Table(axes.layers, steps, of_layers, axes.graph, junctions)
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------

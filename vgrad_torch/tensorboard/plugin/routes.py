@@ -100,7 +100,8 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
             theory, problem = {}, f"The line of the theory is left out: {error}."
         predicted = {f"theory.{name}": line for name, line in theory.items()}
         gradients = [values[name].tolist() for name in ("output_gradient", "input_gradient")]
-        waterfall = waterfall_view(run.profiles.layers, *gradients)
+        met = run.profiles.junctions[run.profiles.index(step)].tolist()
+        waterfall = waterfall_view(run.profiles.layers, gradients[0], gradients[1], run.profiles.graph, met)
         return _binary(request, {"step": shown, "problem": problem, "waterfall": waterfall}, {**values, **predicted})
 
 

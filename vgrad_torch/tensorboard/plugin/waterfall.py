@@ -1,32 +1,33 @@
 """The waterfall of the Gradient Flow tab: the bars and sentences that the page shows for one step of one run.
 
-The factors and their shares are those of `verdict.waterfall`. Layers without an input gradient are shown too, as one
-factor for weight and activation together.
+The factors and their shares are those of `verdict.waterfall`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any
 
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
+from vgrad_torch.records import JunctionSnapshot, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.verdict.labels import called
-from vgrad_torch.verdict.waterfall import Factor, Waterfall, waterfall
-
-UNSPLIT = "unsplit"
-"""Kind of a factor for the weights and activations between two layers together."""
+from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-_NAMES = {"weight": "weights", "activation": "activations", UNSPLIT: "not split"}
+_NAMES = {
+    "weight": "weights",
+    "activation": "activations",
+    "stream": "residual sums and joins",
+    "unsplit": "not split",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One factor on the gradient's way from layer `start` to layer `end`, by their indices in forward order.
+    """One factor on the gradient's way from layer `start` to layer `end`, by their places in forward order.
 
     They are equal for a weight. The gradient is `before` and `after` the factor, relative to that at the last layer.
     """
@@ -39,27 +40,36 @@ class Bar:
 
 
 def waterfall_view(
-    layers: Sequence[str], output_gradients: Sequence[float], input_gradients: Sequence[float]
+    layers: Sequence[str],
+    output_gradients: Sequence[float],
+    input_gradients: Sequence[float],
+    graph: tags.Graph | None = None,
+    junctions: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What the page draws, as JSON can hold it: `text`, `bars` from the last layer to the first, and `levels`.
 
-    `levels` are the layers' output gradients, [layer, value relative to the last layer]. The arguments are the layers'
-    tags and the RMS of their gradients: infinity where there is NaN or infinity, NaN where nothing was measured.
+    `levels` are the output gradients of the path's layers, [layer, value relative to the last layer]. The arguments are
+    the layers' tags and the RMS of their gradients, infinity where there is NaN or infinity, NaN where nothing was
+    measured; and the graph with the RMS of the gradients at its junctions.
     """
-    snapshots = _snapshots(layers, output_gradients, input_gradients)
-    measured = [index for index, layer in enumerate(snapshots) if layer.output_gradient]
-    path = list(takewhile(lambda index: 0 < output_gradients[index] < math.inf, reversed(measured)))
-    bars = list(_bars(snapshots, path))
-    return {
-        "text": _text(snapshots, measured, path, [bar.factor for bar in bars]),
-        "bars": [_drawn(bar, snapshots) for bar in bars],
-        "levels": [[index, _rounded(output_gradients[index] / output_gradients[path[0]])] for index in path],
-    }
+    snapshot = _snapshot(layers, output_gradients, input_gradients, graph, junctions)
+    places = {layer.label: place for place, layer in enumerate(snapshot.layers)}
+    measured = [layer for layer in snapshot.layers if layer.output_gradient]
+    found = waterfall(snapshot if graph else replace(snapshot, layers=_until_it_stops(snapshot.layers)))
+    path = [places[label] for label in found.path] if found else []
+    bars = list(_bars(found, places)) if found else []
+    levels = [[index, _rounded(output_gradients[index] / output_gradients[path[0]])] for index in path]
+    text = _text(measured, reached(snapshot), found, snapshot.graph_problem)
+    return {"text": text, "bars": [_drawn(bar, snapshot.layers) for bar in bars], "levels": levels}
 
 
-def _snapshots(
-    layers: Sequence[str], output_gradients: Sequence[float], input_gradients: Sequence[float]
-) -> list[LayerSnapshot]:
+def _snapshot(
+    layers: Sequence[str],
+    output_gradients: Sequence[float],
+    input_gradients: Sequence[float],
+    graph: tags.Graph | None,
+    junctions: Sequence[float],
+) -> Snapshot:
     """The layers with the two gradients alone; an input gradient that gives no factor is left out."""
 
     def stats(rms: float) -> Stats:
@@ -70,53 +80,71 @@ def _snapshots(
             index, tags.layer_label(tag), "", "",
             output_gradient=None if math.isnan(output) else stats(output),
             input_gradient=stats(input_) if 0 < input_ < math.inf else None,
+            sources=graph.sources[index] if graph and not graph.problem else None,
         )
         for index, (tag, output, input_) in enumerate(zip(layers, output_gradients, input_gradients, strict=True))
     ]  # fmt: skip
-    return list(with_activation_gains(bare))
+    if graph is None or graph.problem:
+        return Snapshot(0, tuple(bare), graph_problem=graph.problem if graph else "")
+    met = zip(graph.junctions, graph.sources[len(bare) :], junctions, strict=True)
+    return Snapshot(0, tuple(bare), junctions=tuple(JunctionSnapshot(*junction) for junction in met))
 
 
-def _bars(snapshots: Sequence[LayerSnapshot], path: Sequence[int]) -> Iterator[Bar]:
-    level = 1.0
-    for above, below in pairwise(path):
-        step = waterfall(Snapshot(0, (snapshots[below], snapshots[above])))
-        assert step is not None  # both layers have a gradient
-        for factor in step.factors or (Factor(snapshots[below].label, UNSPLIT, step.ratio),):
-            end = above if factor.kind == "weight" else below
-            yield Bar(above, end, level, level * factor.gain, factor)
-            level *= factor.gain
+def _until_it_stops(layers: Sequence[LayerSnapshot]) -> tuple[LayerSnapshot, ...]:
+    """Of layers in a row those behind the last one whose gradient is zero or not finite."""
+
+    def goes_on(layer: LayerSnapshot) -> bool:
+        return layer.output_gradient is None or 0 < layer.output_gradient.rms < math.inf
+
+    return tuple(takewhile(goes_on, layers[::-1]))[::-1]
 
 
-def _drawn(bar: Bar, snapshots: Sequence[LayerSnapshot]) -> dict[str, Any]:
+def _bars(found: Waterfall, places: Mapping[str, int]) -> Iterator[Bar]:
+    level, steps = 1.0, pairwise(places[label] for label in found.path)
+    above = below = 0
+    split = False
+    for factor in found.factors:
+        if not split:
+            above, below = next(steps)
+        split = factor.kind == "weight"
+        yield Bar(above, above if split else below, level, level * factor.gain, factor)
+        level *= factor.gain
+
+
+def _drawn(bar: Bar, layers: Sequence[LayerSnapshot]) -> dict[str, Any]:
     """A bar with its number and the words shown when the mouse is over it."""
-    above, below = (called(snapshots[index].label) for index in (bar.start, bar.end))
+    above, below = (called(layers[index].label) for index in (bar.start, bar.end))
     number = f"{TIMES}{_number(math.log10(bar.factor.gain))}"
     what = {
         "weight": f"weights of {above}",
         "activation": f"activation between {below} and {above}",
-        UNSPLIT: f"weights and activations between {below} and {above} together",
+        "stream": f"all ways between {below} and {above} together",
+        "unsplit": f"weights and activations between {below} and {above} together",
     }[bar.factor.kind]
     ends = {"before": _rounded(bar.before), "after": _rounded(bar.after)}
-    layers = {"start": bar.start, "end": bar.end}
-    return {"kind": bar.factor.kind, **layers, **ends, "number": number, "tip": f"{what}: {number}"}
+    indices = {"start": bar.start, "end": bar.end}
+    return {"kind": bar.factor.kind, **indices, **ends, "number": number, "tip": f"{what}: {number}"}
 
 
 # --- sentences -----------------------------------------------------------------------------------------------------
 
 
 def _text(
-    snapshots: Sequence[LayerSnapshot], measured: Sequence[int], path: Sequence[int], factors: Sequence[Factor]
+    measured: Sequence[LayerSnapshot], alive: Sequence[LayerSnapshot], found: Waterfall | None, problem: str
 ) -> str:
     if not measured:
         return "No output gradient was measured at this step."
-    if len(measured) == len(path) == 1:
-        return f"Only {called(snapshots[path[0]].label)} has an output gradient, so there is nothing to compare."
     sentences = []
-    if factors:
-        first, last = (called(snapshots[path[end]].label) for end in (-1, 0))
-        sentences += [_product(first, last, factors), _shares(factors)]
-    if len(path) < len(measured):
-        sentences.append(_stop(snapshots[measured[-len(path) - 1]]))
+    if found:
+        last, first = (called(found.path[end]) for end in (0, -1))
+        sentences += [_product(first, last, found.factors), _shares(found.factors)]
+    elif len(measured) == 1:
+        sentences.append(f"Only {called(measured[0].label)} has an output gradient, so there is nothing to compare.")
+    elif problem:
+        sentences.append(f"The graph could not be read, so there is no waterfall: {problem}.")
+    stopped = [layer for layer in measured if layer not in alive]
+    if stopped:
+        sentences.append(_stop(stopped[-1]))
     return " ".join(sentences)
 
 
@@ -134,7 +162,7 @@ def _shares(factors: Sequence[Factor]) -> str:
     total = sum(logs.values())
     if abs(total) < math.log10(2):
         return "This is a change by less than a factor of 2."
-    if logs.keys() == {UNSPLIT}:
+    if logs.keys() == {"unsplit"}:
         return "Without input gradients, weights and activations cannot be told apart."
     whole = Waterfall(tuple(factors), 10**total, chain=False)
     shares = dict.fromkeys(logs, 0.0)

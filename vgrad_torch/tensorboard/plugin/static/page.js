@@ -74,7 +74,7 @@ function waterfallSection(page) {
         h('p', { class: 'muted' },
           'How each layer changes the gradient on its way from the last layer (right) to the first (left). ' +
           'Log axis; 1 is the output gradient of the last layer.')),
-      h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activations'), key('unsplit', 'not split'))),
+      h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activations'), key('stream', 'residual sums and joins'), key('unsplit', 'not split'))),
     page.waterfalls,
     h('p', { class: 'muted' },
       'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activations: RMS of a layer’s output ' +

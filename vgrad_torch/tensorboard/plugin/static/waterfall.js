@@ -13,6 +13,7 @@ export function drawWaterfall(element, width, view) {
     const [from, to] = {
       weight: [frame.x(bar.start) - half, frame.x(bar.start)],
       activation: [frame.x(bar.end), frame.x(bar.end) + half],
+      stream: [frame.x(bar.end), frame.x(bar.start) - half],
       unsplit: [frame.x(bar.end), frame.x(bar.start)],
     }[bar.kind];
     drawBar(root, bar, from, to, frame, view);
