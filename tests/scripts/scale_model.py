@@ -136,8 +136,8 @@ def snapshot(model: nn.Module, samples: int, *, histograms: bool, ranks: int = 0
                 number, name, "Linear", f"{layer.in_features}x{layer.out_features}", 1,
                 weight=found["weight"], weight_gradient=found["weight_gradient"], output=found["output"],
                 output_gradient=found["output_gradient"], input_gradient=found["input_gradient"],
-                update_rms=0.1 / number, activation_gain=like[name].activation_gain and 1.0 / number, rank_rms=shares, trainable=True,
-                sources=tuple(map(sys.intern, like[name].sources or ())),
+                update_rms=0.1 / number, activation_gain=like[name].activation_gain and 1.0 / number,
+                rank_rms=shares, trainable=True, sources=tuple(map(sys.intern, like[name].sources or ())),
             )
         )  # fmt: skip
     junctions = [

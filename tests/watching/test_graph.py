@@ -116,7 +116,7 @@ GRAPHS: dict[str, tuple[Callable[[], nn.Module], Tensor, Graph]] = {
     ),
     "a loop over time": (
         lambda: Net(looped, wx=nn.Linear(WIDTH, WIDTH), cell=nn.RNNCell(WIDTH, WIDTH), y=nn.Linear(WIDTH, 2)), X,
-        {"wx": (), "cell": ("wx",), "cell#2": ("wx", "cell"), "cell#3": ("wx", "cell#2"), "y": ("cell#3",)},
+        {"wx": (), "cell": ("wx",), "y": ("cell",)},
     ),
 }  # fmt: skip
 

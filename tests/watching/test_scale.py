@@ -80,7 +80,7 @@ def buckets(snapshot: Snapshot) -> int:
 
 def test_the_buckets_that_normal_values_fill() -> None:
     for count in (1 << 10, 1 << 16, 1 << 22):
-        (real,), _ = stats.fetch([stats.reduce(torch.randn(count, generator=torch.Generator().manual_seed(0)))])
+        (real,), *_ = stats.fetch([stats.reduce(torch.randn(count, generator=torch.Generator().manual_seed(0)))])
         assert real.histogram is not None
         assert len(scale_model.normal_histogram(count).codes) == pytest.approx(len(real.histogram.codes), rel=0.04)
 

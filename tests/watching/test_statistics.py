@@ -208,7 +208,7 @@ def test_what_lies_elsewhere_counts_its_histogram_alike() -> None:
 
 
 def test_fetch_returns_scalars_beside_the_statistics() -> None:
-    got, scalars = stats.fetch([stats.reduce(torch.ones(3))], [stats.rms(torch.full((4,), 2.0))])
+    got, scalars, _ = stats.fetch([stats.reduce(torch.ones(3))], [stats.rms(torch.full((4,), 2.0))])
     assert got[0].mean == 1.0
     assert scalars == [2.0]
 

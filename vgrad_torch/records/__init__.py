@@ -12,3 +12,5 @@ from vgrad_torch.records.snapshot import LayerSnapshot as LayerSnapshot
 from vgrad_torch.records.snapshot import Snapshot as Snapshot
 from vgrad_torch.records.snapshot import with_activation_gains as with_activation_gains
 from vgrad_torch.records.stats import Stats as Stats
+from vgrad_torch.records.time_profile import TimeProfile as TimeProfile
+from vgrad_torch.records.time_profile import last_alone as last_alone

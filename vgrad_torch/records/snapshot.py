@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vgrad_torch.records.stats import Stats
+from vgrad_torch.records.time_profile import TimeProfile
 
 ACTIVATIONS = ("output", "output_gradient", "input_gradient")
 """The tensors of `QUANTITIES` that each call of a layer has."""
@@ -50,6 +51,7 @@ class LayerSnapshot:
         trainable: whether any weight requires a gradient; None if not known.
         sources: labels of the calls and junctions that the input comes from; empty for a first layer; None if that
             could not be read from the autograd graph.
+        time: of a recurrent layer, the gradient at each time step; of a layer that is called in a loop, at each call.
     """
 
     number: int
@@ -67,6 +69,7 @@ class LayerSnapshot:
     rank_rms: tuple[float, ...] = ()
     trainable: bool | None = None
     sources: tuple[str, ...] | None = None
+    time: TimeProfile | None = None
 
     @property
     def label(self) -> str:

@@ -78,6 +78,9 @@ class Units:
     def observe_junction(self, junction: Junction, gradient: Tensor) -> None:
         """Part of `hooks.Observer`. Nothing to do."""
 
+    def observe_over_time(self, call: Call, where: str, norms: Tensor) -> None:
+        """Part of `hooks.Observer`. Nothing to do."""
+
     def _before_layer(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point() and inputs[0].dim() > 1:
             self.spread = _spread(inputs[0].detach())

@@ -66,6 +66,7 @@ class Graph:
         self.position: dict[Vertex, int] = {}
         self._builder = builder
         self._matrices = matrices
+        self._consumers: dict[Vertex, list[Vertex]] | None = None  # made once the sample is complete
         self._meaning: dict[int, Vertex | _Matrices | None] = {}
 
     def enter(self, call: Call, inputs: Iterable[Node]) -> None:
@@ -89,6 +90,15 @@ class Graph:
         for tensor in outputs:
             if tensor.grad_fn is not None:
                 self._resolve(tensor.grad_fn)
+
+    def consumers(self, vertex: Vertex) -> Sequence[Vertex]:
+        """What gets its input from a vertex."""
+        if self._consumers is None:
+            self._consumers = {}
+            for consumer, sources in self.sources.items():
+                for source in sources:
+                    self._consumers.setdefault(source, []).append(consumer)
+        return self._consumers.get(vertex, ())
 
     def _feed(self, vertex: Vertex, source: Vertex) -> None:
         if source != vertex:  # a bare parameter may be used several times in one call

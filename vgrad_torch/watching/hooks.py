@@ -14,7 +14,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from vgrad_torch.distributed import shards
-from vgrad_torch.watching import autograd
+from vgrad_torch.watching import autograd, sequences
+from vgrad_torch.watching.gradient_sum import GradientSum
 from vgrad_torch.watching.graph import Call, Graph, Junction, Vertex
 from vgrad_torch.watching.layer import Flow, Layer
 from vgrad_torch.watching.tensors import Edge, edges, hookable, nodes_at_inputs, tensors
@@ -31,6 +32,9 @@ class Observer(Protocol):
 
     def observe_junction(self, junction: Junction, gradient: Tensor) -> None:
         """The gradient that arrives where the outputs of several layers meet."""
+
+    def observe_over_time(self, call: Call, where: str, norms: Tensor) -> None:
+        """Of a recurrent layer, the norms of the gradient at each time step of its `input` or `output`."""
 
 
 class Hooks:
@@ -86,7 +90,7 @@ class Hooks:
         for module, names in callers.items():
             self._hook(module, partial(self._before_caller, names), self._after_caller)
 
-    def _hook(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+    def _hook(self, module: nn.Module, before: Callable[..., Any], after: Callable[..., None]) -> None:
         self._handles.append(module.register_forward_pre_hook(_Hook(before), with_kwargs=True))
         self._handles.append(module.register_forward_hook(_Hook(after)))
 
@@ -97,21 +101,25 @@ class Hooks:
         self._handles.clear()
         self._observer = None
 
-    def _before_forward(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before_forward(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self.order.setdefault(name, len(self.order))
         call = self._count_call(name)
         if call is None:
             self._open_calls[name].append(None)
-            return
+            return None
         inputs, first_node = set(edges((args, kwargs))), autograd.next_node_number()
         self.graph.enter(call, (node for node, _ in inputs))
         self._open_calls[name].append(_OpenCall(call, first_node, inputs if self._input_gradients else set()))
+        if not (self._input_gradients and isinstance(module, nn.RNNBase)):
+            return None
+        observed = sequences.observed(module, args, partial(self._catch_over_time, call))
+        return observed and (observed, kwargs)
 
-    def _after_forward(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
+    def _after_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         opened = self._open_calls[name].pop() if self._open_calls[name] else None
         if opened is None:
             return
-        outputs = {id(tensor): tensor for tensor in tensors(output)}.values()
+        outputs = list({id(tensor): tensor for tensor in tensors(output)}.values())
         self.flows[name].see(next(tensors(args), None), next(iter(outputs), None))
         self.graph.leave(opened.call, outputs, opened.first_node)
         for tensor in outputs:
@@ -119,8 +127,12 @@ class Hooks:
             if tensor.requires_grad:
                 catch = partial(self._catch_gradient, opened.call, "output_gradient")
                 self._handles.append(hookable(tensor, opened.first_node).register_hook(catch))
-        for nodes in nodes_at_inputs(outputs, opened.input_edges, opened.first_node).values():
-            total = _GradientSum(list(nodes), partial(self._catch_gradient, opened.call, "input_gradient"))
+        over_time = self._observe_over_time(opened.call, module, args, outputs)
+        for edge, nodes in nodes_at_inputs(outputs, opened.input_edges, opened.first_node).items():
+            catch = partial(self._catch_gradient, opened.call, "input_gradient")
+            if edge == over_time and isinstance(module, nn.RNNBase):
+                catch = partial(self._catch_at_sequence, opened.call, module, args)
+            total = GradientSum(list(nodes), catch)
             for node, places in nodes.items():
                 self._handles.append(node.register_hook(partial(total.add, places)))
 
@@ -142,7 +154,7 @@ class Hooks:
         call = self._uses.setdefault(name, Call(self._forward_pass, name, 1))
         self._handles.append(node.register_prehook(partial(self._catch_at_matrix, call)))
         if self._input_gradients and data:
-            total = _GradientSum([node], partial(self._catch_gradient, call, "input_gradient"))
+            total = GradientSum([node], partial(self._catch_gradient, call, "input_gradient"))
             self._handles.append(node.register_hook(partial(total.add, list(data))))
         return call
 
@@ -203,6 +215,21 @@ class Hooks:
             self._observer.begin_backward(call.forward_pass)
         self._report(call, quantity, gradient)
 
+    def _observe_over_time(self, call: Call, module: nn.Module, args: Any, outputs: Sequence[Tensor]) -> Edge | None:
+        """Watch a recurrent layer's output, and say where its input is in the graph, if it requires a gradient."""
+        if not (self._input_gradients and isinstance(module, nn.RNNBase)):
+            return None
+        sequences.observe_output(module, args, outputs, partial(self._catch_over_time, call))
+        return next(edges(sequences.sequence(args)), None)
+
+    def _catch_at_sequence(self, call: Call, module: nn.RNNBase, args: Any, gradient: Tensor) -> None:
+        self._catch_gradient(call, "input_gradient", gradient)
+        self._catch_over_time(call, "input", sequences.norms(module, gradient, args))
+
+    def _catch_over_time(self, call: Call, where: str, norms: Tensor) -> None:
+        if self._observer is not None and self._reaches_weights(call.name):
+            self._observer.observe_over_time(call, where, norms)
+
     def _reaches_weights(self, name: str) -> bool:
         """Whether the running backward pass brings a layer's weights a gradient; computed once for each pass."""
         backward_id = autograd.backward_id()
@@ -220,11 +247,11 @@ class Hooks:
 class _Hook:
     """A hook that is not copied or pickled with its module: the copy gets one that does nothing."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    def __call__(self, *args: Any) -> None:
-        self._function(*args)
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes anything, returns None, and loads without this package
@@ -244,33 +271,6 @@ class _OpenCall(NamedTuple):
     call: Call
     first_node: int
     input_edges: set[Edge]
-
-
-class _GradientSum:
-    """The sum of the gradients that the nodes at one input hand back in one backward pass, reported when complete.
-
-    A single node is not kept: its hook refers to this object, and the graph would then live until the hook is removed.
-    """
-
-    def __init__(self, nodes: list[Node], report: Callable[[Tensor], None]) -> None:
-        self._nodes = nodes if len(nodes) > 1 else []
-        self._report = report
-        self._backward_id = -1
-        self._missing = 0
-        self._sum: Tensor | None = None
-
-    def add(self, places: list[int], grad_inputs: tuple[Tensor | None, ...], _: Any) -> None:
-        backward_id = autograd.backward_id()
-        if self._backward_id != backward_id:
-            self._backward_id, self._sum = backward_id, None
-            self._missing = sum(map(autograd.will_run, self._nodes)) if self._nodes else 1
-        for gradient in (grad_inputs[place] for place in places):
-            if gradient is not None:
-                self._sum = gradient if self._sum is None else self._sum + gradient.detach()
-        self._missing -= 1
-        if self._missing == 0 and self._sum is not None:
-            total, self._sum = self._sum, None
-            self._report(total)
 
 
 def _brings_gradient(layer: Layer) -> bool:

@@ -137,7 +137,7 @@ class Monitor:
 
     @property
     def frozen(self) -> Mapping[str, Layer]:
-        """The layers that are not watched because they are not trained. At the next sample, those that are by then."""
+        """The layers that are not watched because they are not trained; from the next sample on, those that are."""
         return self._selection.frozen
 
     @property

@@ -39,20 +39,3 @@ def joint_rms(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
     """RMS and number of the entries of several tensors together."""
     count = sum(n for _, n in parts)
     return math.sqrt(sum(rms * rms * n for rms, n in parts) / max(count, 1)), count
-
-
-def with_uncalled(calls: list[Key], names: Iterable[str]) -> Iterator[Key]:
-    """The calls in their order; a layer that was not called follows its neighbour in the model."""
-    last_call = {name: place for place, (name, _) in enumerate(calls)}
-    followers: dict[str | None, list[Key]] = {}
-    neighbour: str | None = None
-    for name in names:
-        if name in last_call:
-            neighbour = name
-        else:
-            followers.setdefault(neighbour, []).append((name, 1))
-    yield from followers.get(None, [])
-    for place, key in enumerate(calls):
-        yield key
-        if last_call[key[0]] == place:
-            yield from followers.get(key[0], [])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +14,16 @@ from vgrad_torch.distributed import shards
 from vgrad_torch.records import (
     ACTIVATIONS,
     QUANTITIES,
-    JunctionSnapshot,
-    LayerSnapshot,
     Snapshot,
     with_activation_gains,
 )
 from vgrad_torch.watching import hooks, statistics
+from vgrad_torch.watching.assembly import Measured, assemble
 from vgrad_torch.watching.graph import Call, Junction
-from vgrad_torch.watching.pooling import Key, Numbers, Reductions, joint_rms, merged, pooled, with_uncalled
+from vgrad_torch.watching.pooling import Reductions, joint_rms, pooled
 from vgrad_torch.watching.selection import Selection
-from vgrad_torch.watching.wiring import wired
 
+_RECOMPUTED = "activation checkpointing computes the layers again, apart from each other"
 _UPDATE_ENTRIES = 1 << 13  # entries of a weight whose update is measured; a larger weight has so many, evenly spread
 
 
@@ -75,6 +72,7 @@ class Sample:
         self._updates: dict[str, Tensor] = {}
         self._reached: set[Call] = set()
         self._junctions: dict[Junction, list[tuple[Tensor, int]]] = {}  # RMS of the gradients, numbers of entries
+        self._over_time: dict[Call, dict[str, Tensor]] = {}
         self._hooks = hooks.Hooks(layers.layers, self, input_gradients="input_gradient" in quantities)
 
     def attach(self) -> Sample:
@@ -150,6 +148,14 @@ class Sample:
         self._junctions.setdefault(junction, []).append((scaled, gradient.numel()))
         self.seconds += time.perf_counter() - start
 
+    def observe_over_time(self, call: Call, where: str, norms: Tensor) -> None:
+        """Keep the norms of the gradient at each time step; those of several backward passes are put together."""
+        if self.read or call.forward_pass <= self._last_pass:
+            return
+        scaled = norms if self._scale is None else norms / self._scale(norms.device)
+        found = self._over_time.setdefault(call, {})
+        found[where] = torch.hypot(found[where], scaled) if where in found else scaled
+
     def read_parameters(self, scale: Tensor | None = None, trained: Container[int] | None = None) -> None:
         """Reduce weights and weight gradients, divided by `scale` if given, and keep weights to measure the update.
 
@@ -192,73 +198,38 @@ class Sample:
     def snapshot(self, step: int) -> Snapshot:
         """All measurements as plain numbers, layers in forward order."""
         start = time.perf_counter()
+        layers, junctions = assemble(self._fetched(), self._layers, self._hooks)
+        self.seconds += time.perf_counter() - start
+        return Snapshot(
+            step, tuple(with_activation_gains(layers, junctions)), time.time(), junctions, self._folded,
+            _RECOMPUTED if self._hooks.recomputed else "",
+        )  # fmt: skip
+
+    def _fetched(self) -> Measured:
+        """All measurements on the host, without the forward passes that belong to another step."""
         parts = [self._parameters, *self._passes.values()]
         reductions = [r for part in parts for entry in part.values() for rs in entry.values() for r in rs]
         gradients = [rms for found in self._gradients_before.values() for rms in found]
         met = [rms for found in self._junctions.values() for rms, _ in found]
-        stats, scalars = statistics.fetch(reductions, [*self._updates.values(), *gradients, *met])
-        numbers = iter(scalars)
-        updates = dict(zip(self._updates, numbers, strict=False))
-        fetched = iter(stats)
+        over_time = [norms for found in self._over_time.values() for norms in found.values()]
+        stats, scalars, vectors = statistics.fetch(reductions, [*self._updates.values(), *gradients, *met], over_time)
+        numbers, profiles, fetched = iter(scalars), iter(vectors), iter(stats)
+        updates = {name: next(numbers) for name in self._updates}
         parameters, *of_passes = [pooled(part, fetched) for part in parts]
         first = self._first_pass(numbers)
-        junctions = {
-            junction: joint_rms([(next(numbers), count) for _, count in found])
-            for junction, found in self._junctions.items()
-        }
-        passes = {number: part for number, part in zip(self._passes, of_passes, strict=True) if number >= first}
-        names = {call.name for call in self._reached if call.forward_pass in passes}
-        origins = [self._kept(number, part, names) for number, part in passes.items()]
-        shown = [{key: passes[call.forward_pass][call[1:]] for key, call in kept.items()} for kept in origins]
-        calls = {key: call for kept in origins for key, call in kept.items()}
-        earliest = {key: call for kept in reversed(origins) for key, call in kept.items()}
-        layers = list(self._assemble(merged([parameters, *shown]), updates, earliest))
-        met_at: tuple[JunctionSnapshot, ...] = ()
-        problem = "activation checkpointing computes the layers again, apart from each other"
-        if calls and not self._hooks.recomputed:
-            labels = {call: layer.label for layer in layers if (call := calls.get((layer.name, layer.call)))}
-            layers, met_at = wired(layers, labels, self._hooks.graph, junctions)
-        self.seconds += time.perf_counter() - start
-        return Snapshot(
-            step,
-            tuple(with_activation_gains(layers, met_at)),
-            time.time(),
-            met_at,
-            self._folded,
-            problem if self._hooks.recomputed else "",
+        return Measured(
+            parameters,
+            {number: part for number, part in zip(self._passes, of_passes, strict=True) if number >= first},
+            updates,
+            self._reached,
+            {x: joint_rms([(next(numbers), count) for _, count in found]) for x, found in self._junctions.items()},
+            {call: {where: next(profiles) for where in found} for call, found in self._over_time.items()},
         )
 
     def _first_pass(self, gradients: Iterator[float]) -> int:
         """The last forward pass whose backward pass began with weight gradients that are all zero, or 0."""
         before = self._gradients_before.items()
         return max((number for number, rms in before if not any(list(islice(gradients, len(rms))))), default=0)
-
-    def _kept(self, forward_pass: int, part: Numbers, names: Container[str]) -> dict[Key, Call]:
-        """The calls of a forward pass, numbered anew, that count: of the layers in `names`, those that were reached."""
-        numbers: Counter[str] = Counter()
-        kept = {}
-        for name, number in part:
-            call = Call(forward_pass, name, number)
-            if name not in names or call in self._reached:
-                numbers[name] += 1
-                kept[name, numbers[name]] = call
-        return kept
-
-    def _assemble(
-        self, measured: Mapping[Key, Mapping[str, Any]], updates: Mapping[str, float], calls: Mapping[Key, Call]
-    ) -> Iterator[LayerSnapshot]:
-        position = self._hooks.graph.position
-        ordered = sorted(calls, key=lambda key: position.get(calls[key], 0))
-        if self._hooks.recomputed:  # then the calls were seen in the order of the backward pass
-            ordered.sort(key=lambda key: (key[1], self._hooks.order[key[0]]))
-        numbers: dict[str, int] = {}
-        for name, call in with_uncalled(ordered, self._layers):
-            layer = self._layers[name]
-            number = numbers.setdefault(name, len(numbers) + 1)
-            values = {**measured.get((name, 0), {}), **measured.get((name, call), {})}
-            weights = self._weights[name]
-            values |= {"update_rms": updates.get(name), "trainable": any(w.requires_grad for w in weights)}
-            yield LayerSnapshot(number, name, layer.kind, layer.size(self._hooks.flows[name]), call, **values)
 
 
 def _wide(x: Tensor) -> Tensor:

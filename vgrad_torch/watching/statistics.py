@@ -70,13 +70,15 @@ def rms(tensor: Tensor) -> Tensor:
     return norm / math.sqrt(max(x.numel() + implied_zeros, 1))
 
 
-def fetch(reductions: Sequence[Reduction], scalars: Sequence[Tensor] = ()) -> tuple[list[Stats], list[float]]:
-    """Copy reductions and scalars to the host, in one transfer for each device."""
+def fetch(
+    reductions: Sequence[Reduction], scalars: Sequence[Tensor] = (), vectors: Sequence[Tensor] = ()
+) -> tuple[list[Stats], list[float], list[list[float]]]:
+    """Copy reductions, scalars and vectors to the host, in one transfer for each device."""
     numbers = [r.numbers for r in reductions]
     counts = [r.histogram.view(torch.float64) if isinstance(r.histogram, Tensor) else r.histogram for r in reductions]
-    on_host = _on_host([*numbers, *counts, *scalars])
+    on_host = _on_host([*numbers, *counts, *scalars, *vectors])
     stats = [_stats(r, on_host(n), on_host(c)) for r, n, c in zip(reductions, numbers, counts, strict=True)]
-    return stats, [on_host(scalar).item() for scalar in scalars]
+    return stats, [on_host(scalar).item() for scalar in scalars], [on_host(vector).tolist() for vector in vectors]
 
 
 def _entries(tensor: Tensor) -> tuple[Tensor, int]:

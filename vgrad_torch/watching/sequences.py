@@ -1,0 +1,59 @@
+"""The gradient at each time step of a recurrent layer. The kernels that compute the layer are not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+Report = Callable[[str, Tensor], None]
+"""Called with `input` or `output` and the norms of its gradient at each time step, float64 [steps]."""
+
+
+def observed(layer: nn.RNNBase, args: tuple[Any, ...], report: Report) -> tuple[Any, ...] | None:
+    """The arguments with an input that asks for its gradient and reports it.
+
+    The layer gets a view of the input: the same values in the same memory, and not a bit of the weights' gradients
+    changes. The view's gradient is dropped as soon as it is reported. None if the input requires a gradient anyway: a
+    view of it could change the order in which gradients are added; or if there is no gradient at all.
+    """
+    data = sequence(args)
+    if data is None or data.requires_grad or not any(p.requires_grad for p in layer.parameters()):
+        return None
+    view = data.detach().requires_grad_()
+    view.register_hook(lambda gradient: report("input", norms(layer, gradient, args)))
+    view.register_post_accumulate_grad_hook(_drop)
+    x = args[0]
+    return (x._replace(data=view) if isinstance(x, PackedSequence) else view), *args[1:]
+
+
+def sequence(args: tuple[Any, ...]) -> Tensor | None:
+    """The values of a recurrent layer's input."""
+    x = args[0] if args else None
+    data = x.data if isinstance(x, PackedSequence) else x
+    return data if isinstance(data, Tensor) else None
+
+
+def observe_output(layer: nn.RNNBase, args: tuple[Any, ...], outputs: Sequence[Tensor], report: Report) -> None:
+    """Report the gradient that the loss hands to each time step of the layer's output directly."""
+    if args and outputs and outputs[0].requires_grad:
+        outputs[0].register_hook(lambda gradient: report("output", norms(layer, gradient, args)))
+
+
+def _drop(leaf: Tensor) -> None:
+    leaf.grad = None
+
+
+def norms(layer: nn.RNNBase, gradient: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """The norm of a gradient at each time step, float64 [steps]; a packed input knows the lengths of the sequences."""
+    x = args[0]
+    if isinstance(x, PackedSequence):
+        squares = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).square()
+        return torch.stack([part.sum() for part in squares.split(x.batch_sizes.tolist())]).sqrt()
+    time = 1 if layer.batch_first and gradient.dim() == 3 else 0
+    others = [dim for dim in range(gradient.dim()) if dim != time]
+    found: Tensor = torch.linalg.vector_norm(gradient, dim=others, dtype=torch.float64)
+    return found
