@@ -27,7 +27,8 @@ from tests import ROOT
 from tests.support import parallel, shared_runs
 from tests.support.assertions import assert_matches, chain_oracle
 from tests.support.parallel import STEPS, TIMEOUT, TRAININGS, X, Y
-from vgrad_torch.distributed.ranks import Ranks, merged
+from vgrad_torch.distributed.joint_snapshot import merged
+from vgrad_torch.distributed.ranks import Ranks
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.watching.selection import select
 

@@ -20,7 +20,7 @@ import vgrad_torch as vg
 from tests import ROOT
 from tests.support import parallel, sharded
 from tests.support.parallel import STEPS, X, Y
-from vgrad_torch.distributed.ranks import merged
+from vgrad_torch.distributed.joint_snapshot import merged
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats
 
 pytestmark = [

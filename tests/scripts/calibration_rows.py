@@ -16,7 +16,9 @@ import numpy.typing as npt
 from tests.scripts.calibration_grid import BATCH, EARLY, RATES, SEEDS, Configuration, configurations, data, members
 from tests.scripts.ensemble import NUMBERS, QUANTITIES
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
-from vgrad_torch.verdict.evidence import Evidence, gather, log10, norm, window
+from vgrad_torch.verdict.evidence import Evidence, gather, window
+from vgrad_torch.verdict.measures import log10
+from vgrad_torch.verdict.states import norm
 
 Numbers = npt.NDArray[np.float64]
 

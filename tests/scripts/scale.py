@@ -20,7 +20,7 @@ import torch
 from tests import ROOT
 from tests.scripts import scale_model as made
 from tests.scripts.scale_model import Decoder, Work
-from vgrad_torch.distributed.ranks import merged
+from vgrad_torch.distributed.joint_snapshot import merged
 from vgrad_torch.records import ACTIVATIONS, CODES, History, Snapshot
 from vgrad_torch.watching.schedule import sparse_steps
 from vgrad_torch.watching.statistics import _DEVICE_BLOCK

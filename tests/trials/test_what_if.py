@@ -20,8 +20,8 @@ from vgrad_torch.models.mlp import build_mlp
 from vgrad_torch.trials.measure import measure
 from vgrad_torch.trials.remedies import remedies
 from vgrad_torch.trials.what_if import WhatIf, apply, what_if
-from vgrad_torch.verdict.evidence import norm
 from vgrad_torch.verdict.rules import ALARMS
+from vgrad_torch.verdict.states import norm
 from vgrad_torch.watching.selection import Layers
 
 cross_entropy = nn.functional.cross_entropy

@@ -14,7 +14,7 @@ from torch import nn
 import vgrad_torch as vg
 from tests.scripts import scale, scale_model
 from tests.scripts.scale_model import ALLOWED, Decoder, Traffic
-from vgrad_torch.distributed.ranks import merged
+from vgrad_torch.distributed.joint_snapshot import merged
 from vgrad_torch.records import QUANTITIES, Snapshot
 from vgrad_torch.watching import statistics as stats
 from vgrad_torch.watching.sample import Sample

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
-from functools import reduce
-from operator import add
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,11 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgrad_torch.distributed import shards
 from vgrad_torch.errors import UsageError
-from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats, with_activation_gains
 
 Value = TypeVar("Value")
 
 _WARN_AFTER = 15.0  # seconds
+
+RANKS_APART = (
+    "inside join() and after destroy_process_group() the ranks cannot combine their samples: from now on only weights, "
+    "weight gradients and updates are shown"
+)
+"""What a user is told when `Ranks.all_take_part` becomes false."""
 
 
 class Ranks:
@@ -97,61 +98,3 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "cpu":
         return nullcontext()
     return cast(AbstractContextManager[Any], torch.get_device_module(device).device(device))
-
-
-def merged(snapshots: Sequence[Snapshot], sharded: Container[str] = ()) -> Snapshot:
-    """One snapshot of the joined batch from those of all ranks.
-
-    Weights and their gradients are equal on all ranks and taken from rank 0; those of the layers named in `sharded` are
-    combined from the ranks' shards. The layers have the order of rank 0. A call that only another rank saw follows the
-    call that precedes it there.
-    """
-    order: list[tuple[str, int]] = []
-    by_rank = [{(layer.name, layer.call): layer for layer in snapshot.layers} for snapshot in snapshots]
-    for calls in by_rank:
-        if list(calls) != order:
-            _insert(order, calls)
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in order), start=1)}
-    joined = {key: _merged([calls.get(key) for calls in by_rank], key[0] in sharded) for key in order}
-    layers = [replace(layer, number=numbers[name]) for (name, _), layer in joined.items()]
-    return replace(snapshots[0], layers=tuple(with_activation_gains(layers)))
-
-
-def _insert(order: list[tuple[str, int]], keys: Iterable[tuple[str, int]]) -> None:
-    place = 0
-    for key in keys:
-        if key not in order:
-            order.insert(place, key)
-        place = order.index(key) + 1
-
-
-def _merged(of_ranks: Sequence[LayerSnapshot | None], sharded: bool) -> LayerSnapshot:
-    known = [layer for layer in of_ranks if layer is not None]
-    quantities = QUANTITIES if sharded else ACTIVATIONS
-    pooled: dict[str, Any] = {
-        quantity: _pooled([getattr(layer, quantity) for layer in known]) for quantity in quantities
-    }
-    rms = [layer.output_gradient.rms if layer and layer.output_gradient else math.nan for layer in of_ranks]
-    pooled["rank_rms"] = tuple(rms) if pooled["output_gradient"] else ()
-    if sharded:
-        pooled["update_rms"] = _joint_update(known)
-    return replace(known[0], **pooled)
-
-
-def _joint_update(shards: Sequence[LayerSnapshot]) -> float | None:
-    """RMS of the change of a weight that is spread in shards, from those of the shards and their sizes."""
-    sizes = [(stats.count, x.update_rms) for x in shards if (stats := x.weight_gradient or x.weight) is not None]
-    changes = [(count, rms) for count, rms in sizes if rms is not None and count]
-    total = sum(count for count, _ in changes)
-    return math.sqrt(sum(count / total * rms * rms for count, rms in changes)) if total else None
-
-
-def _pooled(stats: Sequence[Stats | None]) -> Stats | None:
-    known = [part for part in stats if part is not None]
-    return reduce(add, known) if known else None
-
-
-def without_own(snapshot: Snapshot) -> Snapshot:
-    """A snapshot without the tensors that belong to this rank's own batch."""
-    nothing: dict[str, Any] = dict.fromkeys((*ACTIVATIONS, "activation_gain"))
-    return replace(snapshot, layers=tuple(replace(layer, **nothing) for layer in snapshot.layers))

@@ -54,6 +54,20 @@ class TimeProfile:
         )
         return cls(kept, len(gradients), last, tenth, hundredth, max(back[1:], default=math.nan))
 
+    @classmethod
+    def joined(cls, profiles: Sequence[TimeProfile]) -> TimeProfile | None:
+        """The profile of several ranks' batches together; None without any.
+
+        If their sequences have different lengths or more than `POINTS` steps, it is the first rank's.
+        """
+        if not profiles:
+            return None
+        first = profiles[0]
+        alike = len({(profile.steps, profile.last) for profile in profiles}) == 1
+        if len(profiles) == 1 or not alike or first.steps > POINTS:
+            return first
+        return cls.of([math.hypot(*norms) for norms in zip(*(p.gradients for p in profiles), strict=True)], first.last)
+
     @property
     def vanished(self) -> float:
         """The gradient at the first step over that at `last`; NaN if `last` is None."""

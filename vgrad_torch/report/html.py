@@ -18,8 +18,8 @@ from vgrad_torch.report import figures
 from vgrad_torch.report.comparison import FOLDER_SETTINGS, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.report.figures.style import svg
 from vgrad_torch.report.report import HEAD, Report, cells
-from vgrad_torch.verdict.diagnosis import legend
 from vgrad_torch.verdict.rules import ALARMS
+from vgrad_torch.verdict.states import legend
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import Any
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.tensorboard.runlog import Run, read
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION, FIRST_NONFINITE, LOSS_TRAIN, VERDICT
-from vgrad_torch.verdict.diagnosis import LEGEND, Diagnosis, diagnose, legend, table
+from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose, table
 from vgrad_torch.verdict.labels import two_digits
 from vgrad_torch.verdict.rules import VERDICTS
+from vgrad_torch.verdict.states import LEGEND, legend
 
 _UNNAMED = "an optimizer that the log does not name"
 _UNCOUNTED = (

@@ -17,9 +17,11 @@ from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.trials.measure import LossFunction, measure
 from vgrad_torch.trials.units import LayerUnits
-from vgrad_torch.verdict.diagnosis import Diagnosis, LayerState, legend, table
+from vgrad_torch.verdict.diagnosis import Diagnosis, table
 from vgrad_torch.verdict.labels import listed, two_digits
-from vgrad_torch.verdict.rules import family, judge
+from vgrad_torch.verdict.optimizers import family
+from vgrad_torch.verdict.rules import judge
+from vgrad_torch.verdict.states import LayerState, legend
 from vgrad_torch.verdict.waterfall import Waterfall, waterfall
 from vgrad_torch.watching.selection import Layers
 

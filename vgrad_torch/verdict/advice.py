@@ -8,7 +8,8 @@ from statistics import median
 
 from vgrad_torch.verdict.evidence import Evidence
 from vgrad_torch.verdict.labels import two_digits
-from vgrad_torch.verdict.rules import ALARMS, family, judge
+from vgrad_torch.verdict.optimizers import family
+from vgrad_torch.verdict.rules import ALARMS, judge
 from vgrad_torch.verdict.waterfall import Factor, Waterfall
 
 _LARGE_UPDATE = -1.0  # log10: a step that changes a weight by more than a tenth of its size
@@ -24,6 +25,15 @@ _SAME_FOR_ALL: Mapping[str, Sequence[str]] = {
         "Next: look for detach(), no_grad() or .data between the layer and the loss, or for a branch that the loss "
         "does not use.",
         "If this is intended, set requires_grad_(False).",
+    ),
+    "steps too large": (
+        "Next: use a hundredth of the learning rate.",
+        "If that is not enough, clip the gradient: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).",
+    ),
+    "exploding through time": (
+        "Next: clip the gradient before each step: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).",
+        "Begin with orthogonal recurrent weights (torch.nn.init.orthogonal_).",
+        "Or cut the sequences into shorter pieces (truncated backpropagation: detach the state between them).",
     ),
     "slow": (
         "Next: train for more steps or with a larger learning rate, and ask again.",
@@ -46,6 +56,8 @@ def advise(verdict: str, evidence: Evidence, optimizer: str, factors: Waterfall 
             return tuple(_vanishing(evidence, optimizer, factors))
         case "exploding":
             return tuple(_exploding(evidence, factors))
+        case "vanishing through time":
+            return tuple(_through_time(evidence))
         case "dead":
             return tuple(_dead(evidence))
         case "non-finite":
@@ -104,6 +116,18 @@ def _exploding(evidence: Evidence, factors: Waterfall | None) -> Iterator[str]:
         yield "Initial weights of a smaller variance (he for relu, glorot for tanh) remove the cause."
     else:
         yield "The gradient grows between layers, as in deep networks with normalisation and no residual connections."
+
+
+def _through_time(evidence: Evidence) -> Iterator[str]:
+    kind = evidence.time.kind if evidence.time else ""
+    if kind.startswith("LSTM"):
+        yield "Next: begin with a forget-gate bias of 1 to 3: rnn.bias_hh_l0.data[hidden : 2 * hidden] = 3."
+    elif kind.startswith("GRU"):
+        yield "Next: begin with an update-gate bias of 1 to 3: rnn.bias_hh_l0.data[hidden : 2 * hidden] = 3."
+    else:
+        yield "Next: use nn.LSTM or nn.GRU in place of nn.RNN, and begin the LSTM with a forget-gate bias of 1 to 3."
+    yield "Begin with orthogonal recurrent weights: torch.nn.init.orthogonal_(rnn.weight_hh_l0)."
+    yield "Or shorten the way: shorter sequences, a loss at more time steps, or attention over all of them."
 
 
 def _dead(evidence: Evidence) -> Iterator[str]:

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.records import LayerSnapshot, Snapshot
+from vgrad_torch.records import Snapshot
 from vgrad_torch.verdict.advice import advise
-from vgrad_torch.verdict.cutoffs import RECORDS, STRONG, WEAK, Record
-from vgrad_torch.verdict.evidence import Evidence, gather, norm
+from vgrad_torch.verdict.cutoffs import RECORDS, Record
+from vgrad_torch.verdict.evidence import Evidence, gather
 from vgrad_torch.verdict.labels import called, enumerated, two_digits
-from vgrad_torch.verdict.rules import ALARMS, Judgement, family, judge, period
-from vgrad_torch.verdict.waterfall import Factor, Waterfall, path, waterfall
+from vgrad_torch.verdict.optimizers import family
+from vgrad_torch.verdict.rules import ALARMS, Judgement, judge, period
+from vgrad_torch.verdict.states import LayerState, legend, states
+from vgrad_torch.verdict.waterfall import Factor, Waterfall, waterfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,6 @@ class Suspect:
     def __str__(self) -> str:
         what = "weight of" if self.factor.kind == "weight" else "activation after"
         return f"the {what} {called(self.factor.layer)} (factor {two_digits(self.factor.gain)}, {self.share:.0%})"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerState:
-    """One line of the table: a call of a layer in the newest sample.
-
-    `gradient` is the norm of its output gradient relative to that of the last layer. `word` is `healthy`, `weak`
-    (`gradient` is below `cutoffs.WEAK`), `strong` (above `cutoffs.STRONG`), `dead`, `frozen`, `no gradient`,
-    `non-finite`, or empty if the output gradient was not measured.
-    """
-
-    label: str
-    size: str
-    word: str
-    gradient: float | None
-    weight_gain: float | None
-    activation_gain: float | None
-    update_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +116,11 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[fl
         judgement.verdict, judgement.because, evidence,
         suspects=tuple(_suspects(factors, judgement)),
         advice=advise(judgement.verdict, evidence, optimizer, factors),
-        layers=tuple(_states(samples[-1], evidence)),
+        layers=tuple(
+            states(
+                samples[-1], frozen=evidence.frozen, cut_off=evidence.cut_off, all_zero=evidence.zeros == 1.0
+            )
+        ),
         confidence=_confidence(evidence, judgement, optimizer),
         optimizer=optimizer,
     )  # fmt: skip
@@ -156,45 +144,6 @@ def _suspects(factors: Waterfall | None, judgement: Judgement) -> list[Suspect]:
         return []
     shares = factors.growth() if judgement.verdict == "exploding" else factors.shares()
     return [Suspect(factor, share) for factor, share in shares]
-
-
-def _states(snapshot: Snapshot, evidence: Evidence) -> Iterator[LayerState]:
-    layers = path(snapshot)
-    last = norm(layers[-1].output_gradient) if layers else None
-    for layer in snapshot.layers:
-        gradient = norm(layer.output_gradient) / last if last and layer.output_gradient else None
-        yield LayerState(
-            layer.label, layer.size, _word(layer, gradient, evidence), gradient,
-            layer.weight_gain, layer.activation_gain, layer.update_ratio,
-        )  # fmt: skip
-
-
-def _word(layer: LayerSnapshot, gradient: float | None, evidence: Evidence) -> str:
-    quantities = (layer.weight, layer.output, layer.output_gradient, layer.weight_gradient)
-    if any(stats.nonfinite for stats in quantities if stats):
-        return "non-finite"
-    if layer.label in evidence.cut_off:
-        return "no gradient"
-    if layer.label in evidence.frozen:
-        return "frozen"
-    if gradient is None:
-        return ""
-    if layer.output_gradient and layer.output_gradient.zero_fraction == 1.0 and evidence.zeros == 1.0:
-        return "dead"
-    return "weak" if gradient < WEAK else "strong" if gradient > STRONG else "healthy"
-
-
-LEGEND = {
-    "weak": f"weak: the norm of the output gradient is below {WEAK:g} of the last layer's.",
-    "strong": f"strong: the norm of the output gradient is above {STRONG:g} times the last layer's.",
-}
-"""State of a layer -> its rule, for the states that are relative to the last layer."""
-
-
-def legend(states: Iterable[str]) -> Iterator[str]:
-    """The lines below a table of layers that say what `weak` and `strong` mean, if a layer has this state."""
-    present = set(states)
-    return (line for state, line in LEGEND.items() if state in present)
 
 
 def _of_their_size(ratio: float) -> str:

@@ -6,17 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import LayerSnapshot, Snapshot
+from vgrad_torch.verdict import measures
 from vgrad_torch.verdict.nonfinite import first_nonfinite
+from vgrad_torch.verdict.states import norm, unused
 from vgrad_torch.verdict.waterfall import path, waterfall
 
 WINDOW = 20
 """The number of newest samples that are judged; never more than half of all samples."""
-_ENLARGED = 0.75  # set on the calibration's fitting half, among quarters
-_UNDERFLOW = 1e-30  # a gradient below this is surrounded by zeros that float32 cannot hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,13 @@ class Evidence:
         silent: whether no output of that layer was above zero, so that a relu after it gives nothing.
         shut: label of the last layer with a gradient whose weight is zero, so that it passes no gradient on; or None.
         update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
+        largest_step: change of the weights in one step, relative to their size (see `states.relative_step`): the median
+            over the layers, of the sample where it is largest.
+        largest_step_layer: label of the layer that changed most in that step.
         loss: the newest losses over the first ones, if losses are known.
+        flat: the newest losses over those after a fifth of the training, if losses are known.
+        time: the recurrent layer whose gradient vanishes or explodes first through time; None if there is none or the
+            loss depends on several time steps.
         chain: whether the layers are fully connected and in a row, like those of the calibration.
         tenth: label of the layer, counted from the loss, where the norm is first below a tenth of the last layer's.
         nonfinite: where NaN or infinity was found.
@@ -79,7 +84,11 @@ class Evidence:
     silent: bool = False
     shut: str | None = None
     update: float = math.nan
+    largest_step: float = math.nan
+    largest_step_layer: str = ""
     loss: float = math.nan
+    flat: float = math.nan
+    time: LayerSnapshot | None = None
     chain: bool = True
     tenth: str | None = None
     nonfinite: str | None = None
@@ -108,136 +117,42 @@ def window(samples: Sequence[Snapshot]) -> Sequence[Snapshot]:
     return samples[-max(1, min(WINDOW, (len(samples) + 1) // 2)) :]
 
 
-def norm(stats: Stats | None) -> float:
-    """Euclidean norm over all entries; NaN if there are none."""
-    return math.nan if stats is None else stats.rms * math.sqrt(stats.count)
-
-
-def log10(value: float) -> float:
-    """The logarithm; minus infinity of zero."""
-    return math.log10(value) if value > 0 else -math.inf if value == 0 else math.nan
-
-
-def signal(snapshot: Snapshot) -> float:
-    """log10 of the norm of the first layer's output gradient over the last one's.
-
-    Minus infinity if the gradient is so small that float32 holds only zeros for the first layer.
-    """
-    layers = path(snapshot)
-    if len(layers) < 2:
-        return math.nan
-    return -math.inf if _underflows(snapshot) else log10(_norm(layers[0]) / _norm(layers[-1]))
-
-
-def slope(snapshot: Snapshot) -> float:
-    """Least-squares slope of log10 of the norms over the layers' order."""
-    logs = [log10(_norm(layer)) for layer in path(snapshot)]
-    if len(logs) < 2:
-        return math.nan
-    centre, mean = (len(logs) - 1) / 2, sum(logs) / len(logs)
-    return sum((i - centre) * (y - mean) for i, y in enumerate(logs)) / sum((i - centre) ** 2 for i in range(len(logs)))
-
-
-def drive(snapshot: Snapshot) -> float:
-    """See `Evidence.drive`. The batch size is the size of the last layer's output divided by its units."""
-    layers = path(snapshot)
-    trained = [layer for layer in layers if layer.weight_gradient is not None]
-    if not trained or layers[-1].output_gradient is None:
-        return math.nan
-    units = units_of(layers[-1].size)
-    batch = layers[-1].output_gradient.count / units if units else math.nan
-    error = _norm(layers[-1]) * math.sqrt(batch)  # the loss is a mean: a sample's gradient is divided by the batch size
-    return log10(_over(norm(trained[0].weight_gradient), norm(trained[0].weight) * error))
-
-
-def units_of(size: str) -> int:
-    """The number of outputs in a layer's size, 0 if it has none.
-
-    >>> units_of("784x512"), units_of("64x128 3x3"), units_of("")
-    (512, 128, 0)
-    """
-    return int(size.partition(" ")[0].rpartition("x")[2] or 0)
-
-
-def lost(snapshot: Snapshot) -> float:
-    """See `Evidence.lost`."""
-    outputs = [layer.output.rms for layer in path(snapshot)[:-1] if layer.output is not None]
-    forward = log10(outputs[-1] / outputs[0]) if outputs and outputs[0] else math.nan
-    return signal(snapshot) - _ENLARGED * min(forward, 0.0)
-
-
-def zeros(snapshot: Snapshot) -> float:
-    """See `Evidence.zeros`; 0 if the gradient is too small for float32."""
-    layer = emptiest(snapshot)
-    return 0.0 if _underflows(snapshot) else _empty_share(layer) if layer else math.nan
-
-
-def emptiest(snapshot: Snapshot) -> LayerSnapshot | None:
-    """The layer with the largest share of exact zeros in its output gradient, see `Evidence.zeros`."""
-    layers = [layer for layer in snapshot.layers if layer.output_gradient is not None]
-    fed = [layer for layer, above in pairwise(layers) if _passes_gradient_on(above)]
-    return max(fed, key=_empty_share, default=None)
-
-
-def _empty_share(layer: LayerSnapshot) -> float:
-    return layer.output_gradient.zero_fraction if layer.output_gradient else 0.0
-
-
-def _passes_gradient_on(layer: LayerSnapshot) -> bool:
-    return layer.input_gradient is None or layer.input_gradient.zero_fraction < 1.0
-
-
-def update(snapshot: Snapshot) -> float:
-    """log10 of the update ratio of the first layer that has one."""
-    ratios = [layer.update_ratio for layer in snapshot.layers if layer.update_ratio is not None]
-    return log10(ratios[0]) if ratios else math.nan
-
-
-def residual(snapshot: Snapshot) -> float:
-    """RMS of the last layer's output gradient."""
-    gradients = _with_output_gradient(snapshot)
-    return gradients[-1].rms if gradients else math.nan
-
-
 def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidence:
     """The evidence from at least one sample; `losses` are those of any steps, in order."""
     judged = window(samples)
     newest = judged[-1]
-    layers, worst = path(newest), emptiest(newest)
+    layers, worst = path(newest), measures.emptiest(newest)
+    largest_step, largest_step_layer = max(map(measures.median_step, samples))
     return Evidence(
         step=newest.step,
         since=samples[0].step,
         samples=len(judged),
-        layers=len(_with_output_gradient(newest)),
+        layers=len(measures.with_output_gradient(newest)),
         first=layers[0].label if layers else "",
         last=layers[-1].label if layers else "",
-        signal=_median(signal, judged),
-        slope=_median(slope, judged),
-        drive=_median(drive, judged),
-        lost=lost(samples[0]),
-        residual=_over(_median(residual, judged), residual(samples[0])),
-        zeros=_median(zeros, judged),
+        signal=_median(measures.signal, judged),
+        slope=_median(measures.slope, judged),
+        drive=_median(measures.drive, judged),
+        lost=measures.lost(samples[0]),
+        residual=_over(_median(measures.residual, judged), measures.residual(samples[0])),
+        zeros=_median(measures.zeros, judged),
         emptiest=worst.label if worst else "",
         silent=worst is not None and worst.output is not None and worst.output.max <= 0,
         shut=next((layer.label for layer in reversed(layers) if layer.weight and not layer.weight.rms), None),
-        update=_median(update, judged),
+        update=_median(measures.update, judged),
+        largest_step=largest_step,
+        largest_step_layer=largest_step_layer,
         loss=_loss(losses),
+        flat=_flat(losses),
+        time=_time(newest),
         chain=_is_chain(newest),
         tenth=_tenth(layers),
         nonfinite=next((place for s in judged if (place := first_nonfinite(s))), None),
         frozen=tuple(_frozen(newest)),
         folded=newest.folded,
         cut_off=tuple(_cut_off(judged)),
-        scaled=bool(_with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
+        scaled=bool(measures.with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
     )
-
-
-def _with_output_gradient(snapshot: Snapshot) -> list[Stats]:
-    return [layer.output_gradient for layer in snapshot.layers if layer.output_gradient is not None]
-
-
-def _norm(layer: LayerSnapshot) -> float:
-    return norm(layer.output_gradient)
 
 
 def _median(measure: Callable[[Snapshot], float], samples: Iterable[Snapshot]) -> float:
@@ -257,15 +172,30 @@ def _loss(losses: Sequence[float]) -> float:
     return _over(median(losses[-count:]), median(losses[:count])) if len(losses) > 1 else math.nan
 
 
-def _underflows(snapshot: Snapshot) -> bool:
-    layers = path(snapshot)
-    below = snapshot.layers[: snapshot.layers.index(layers[0])] if layers else ()
-    vanished = any(layer.output_gradient is not None for layer in below)
-    return vanished and layers[0].output_gradient is not None and layers[0].output_gradient.rms < _UNDERFLOW
+def _flat(losses: Sequence[float]) -> float:
+    """Median of the newest fifth (at most 20) over that of as many losses after the first fifth; else as `_loss`."""
+    count = max(1, min(WINDOW, len(losses) // 5))
+    return _loss(losses[len(losses) // 5 :]) if len(losses) > 2 * count else math.nan
+
+
+def _time(snapshot: Snapshot) -> LayerSnapshot | None:
+    """The recurrent layer with the shortest horizon, or else with the largest growth."""
+    known = [(layer, layer.time) for layer in snapshot.layers if layer.time and layer.time.last is not None]
+    short = [(layer, time) for layer, time in known if time.hundredth is not None]
+    if short:
+        return min(short, key=lambda item: (item[1].hundredth or 0) / item[1].steps)[0]
+    return max(known, key=lambda item: item[1].growth, default=(None, None))[0]
 
 
 def _tenth(layers: Sequence[LayerSnapshot]) -> str | None:
-    return next((layer.label for layer in reversed(layers) if _norm(layer) < 0.1 * _norm(layers[-1])), None)
+    return next(
+        (
+            layer.label
+            for layer in reversed(layers)
+            if norm(layer.output_gradient) < 0.1 * norm(layers[-1].output_gradient)
+        ),
+        None,
+    )
 
 
 def _is_chain(snapshot: Snapshot) -> bool:
@@ -289,6 +219,6 @@ def _cut_off(samples: Sequence[Snapshot]) -> Iterator[str]:
 
 
 def _without_gradient(layer: LayerSnapshot) -> bool:
-    if layer.trainable is False or layer.weight is None:
+    if layer.trainable is False or layer.weight is None or unused(layer):
         return False
     return layer.output_gradient is None and (layer.weight_gradient is None or not layer.weight_gradient.rms)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vgrad_torch.verdict.cutoffs import CUTOFFS, DEAD, EARLY, EXPLODING, LEARNING, OTHER_NETWORKS, REACHES, Cutoffs
+from vgrad_torch.verdict.cutoffs import (
+    CUTOFFS,
+    DEAD,
+    EARLY,
+    EXPLODING,
+    FALLEN,
+    FLAT,
+    GROWTH,
+    LARGE_STEP,
+    LEARNING,
+    LONG_SEQUENCE,
+    OTHER_NETWORKS,
+    REACHES,
+    SHORT,
+    Cutoffs,
+)
 from vgrad_torch.verdict.evidence import Evidence
-from vgrad_torch.verdict.labels import called, enumerated, listed, power_of_ten
+from vgrad_torch.verdict.labels import called, enumerated, listed, power_of_ten, two_digits
+from vgrad_torch.verdict.optimizers import NAMES, family
 
-FAMILIES: Mapping[str, str] = {
-    "sgd": "sgd", "asgd": "sgd",
-    "adam": "adam", "adamw": "adam", "nadam": "adam", "radam": "adam", "adamax": "adam", "sparseadam": "adam",
-    "adagrad": "adam", "adadelta": "adam",
-    "rmsprop": "rmsprop",
-}  # fmt: skip
-"""Optimizer class, in lower case -> the family whose cut-offs judge it.
-
-SGD steps by the size of the gradient. The others choose the size of their steps themselves, so they train with a
-gradient that is a hundred times smaller.
-"""
-
-ALARMS = frozenset({"no gradient", "non-finite", "exploding", "dead", "vanishing"})
+ALARMS = frozenset(
+    {
+        "no gradient", "non-finite", "steps too large", "exploding", "dead", "vanishing", "vanishing through time",
+        "exploding through time",
+    }
+)  # fmt: skip
 """Verdicts that say that the network will not train as it is."""
-
-NAMES = {"sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
-"""Optimizer family -> its name in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +45,6 @@ class Judgement:
 
 Rule = Callable[[Evidence, str], str | None]
 """The reason if the rule applies, else None; for an optimizer family."""
-
-
-def family(optimizer: str) -> str | None:
-    """The family of an optimizer, by the name of its class; None if it was not calibrated.
-
-    >>> family("AdamW"), family("LBFGS")
-    ('adam', None)
-    """
-    return FAMILIES.get(optimizer.lower())
 
 
 def judge(evidence: Evidence, optimizer: str) -> Judgement:
@@ -124,6 +121,47 @@ def _not_measured(evidence: Evidence, _: str) -> str | None:
     return None
 
 
+def fails(evidence: Evidence) -> bool:
+    """Whether the loss has not fallen or has stopped falling; if it is not known, whether the error has not fallen."""
+    if math.isnan(evidence.loss):
+        return not evidence.residual < LEARNING
+    return evidence.loss >= FALLEN or evidence.flat >= FLAT
+
+
+def _steps_too_large(evidence: Evidence, _: str) -> str | None:
+    if not (evidence.largest_step > LARGE_STEP and fails(evidence) and evidence.step > evidence.since):
+        return None
+    times = two_digits(evidence.largest_step)
+    return (
+        f"A step changed the weights of the median layer by {times} of their size, most in "
+        f"{called(evidence.largest_step_layer)}; up to {LARGE_STEP:g} is usual. {_when(evidence)}"
+    )
+
+
+def _through_time(evidence: Evidence, _: str) -> str | None:
+    layer = evidence.time
+    if layer is None or layer.time is None or layer.time.hundredth is None or not fails(evidence):
+        return None
+    time = layer.time
+    if time.steps < LONG_SEQUENCE or layer.time.hundredth > SHORT * time.steps:
+        return None
+    return (
+        f"In {called(layer.label)}, a tenth of the gradient is left after {time.tenth} steps back through time and a "
+        f"hundredth after {time.hundredth}, of {time.steps}. What happens earlier in a sequence can hardly be learnt. "
+        f"{_when(evidence)}"
+    )
+
+
+def _growing_through_time(evidence: Evidence, _: str) -> str | None:
+    layer = evidence.time
+    if layer is None or layer.time is None or not layer.time.growth > GROWTH or not fails(evidence):
+        return None
+    return (
+        f"In {called(layer.label)}, the gradient grows {two_digits(layer.time.growth)} times on its way back through "
+        f"{layer.time.steps} time steps. {_when(evidence)}"
+    )
+
+
 def _exploding(evidence: Evidence, optimizer: str) -> str | None:
     limit = EXPLODING[optimizer] + _margin(evidence)
     if learning(evidence) or not evidence.signal > limit:
@@ -196,8 +234,11 @@ RULES: Sequence[tuple[str, Rule]] = (
     ("non-finite", _nonfinite),
     ("frozen", _all_but_one_frozen),
     ("cannot tell", _not_measured),
+    ("steps too large", _steps_too_large),
+    ("exploding through time", _growing_through_time),
     ("exploding", _exploding),
     ("dead", _dead),
+    ("vanishing through time", _through_time),
     ("vanishing", _vanishing),
     ("cannot tell", _uncertain),
     ("slow", _slow),

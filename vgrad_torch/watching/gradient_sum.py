@@ -25,6 +25,7 @@ class GradientSum:
         self._sum: Tensor | None = None
 
     def add(self, places: list[int], grad_inputs: tuple[Tensor | None, ...], _: Any) -> None:
+        """Add what a node hands back at these places; called by a hook on the node."""
         backward_id = autograd.backward_id()
         if self._backward_id != backward_id:
             self._backward_id, self._sum = backward_id, None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vgrad_torch.distributed import shards
-from vgrad_torch.distributed.ranks import Ranks, merged, without_own
+from vgrad_torch.distributed.joint_snapshot import merged, without_own
+from vgrad_torch.distributed.ranks import RANKS_APART, Ranks
 from vgrad_torch.errors import UsageError
 from vgrad_torch.records import ACTIVATIONS, History, Snapshot
 from vgrad_torch.tensorboard import tags
@@ -27,11 +28,6 @@ from vgrad_torch.watching.memory import Memory
 from vgrad_torch.watching.sample import Sample
 from vgrad_torch.watching.schedule import Budget, Metered, Schedule, sparse_steps
 from vgrad_torch.watching.selection import Selection
-
-_RANKS_APART = (
-    "inside join() and after destroy_process_group() the ranks cannot combine their samples: from now on only weights, "
-    "weight gradients and updates are shown"
-)
 
 
 class Monitor:
@@ -258,7 +254,7 @@ class Monitor:
         """The snapshot of all ranks. Their clocks differ, so rank 0 also says which step they sample next."""
         if not self.ranks.all_take_part(joining=autograd.in_join(self.ranks.data_parallel)):
             self._agree(2 * self.step + 1)
-            self._warn_once(_RANKS_APART)
+            self._warn_once(RANKS_APART)
             return None if self._sharded else own and without_own(own)
         gathered = self.ranks.gather((own, None if self._budget is None else self._budget.forecast(self.step)))
         self._agree(gathered[0][1])

@@ -20,22 +20,22 @@ def wired(
 ) -> tuple[Sources, tuple[JunctionSnapshot, ...]]:
     """The sources of the calls that a snapshot shows, given with their labels, and the junctions that feed them.
 
-    Calls with the same label are a loop: only what was there before it counts as a source. A junction that only one of
+    Calls with the same label in a forward pass are a loop: only what was there before it counts as a source. A junction that only one of
     the shown calls reaches is none. One that no layer gets its input from is left out, and its sources are those of the
     junction behind it.
     """
     order = sorted(wires.sources, key=lambda vertex: wires.position.get(vertex, 0))
-    begun: dict[str, int] = {}
+    begun: dict[tuple[int, str], int] = {}
     for vertex in order:
         if isinstance(vertex, graph.Call) and vertex in calls:
-            begun.setdefault(calls[vertex], wires.position.get(vertex, 0))
+            begun.setdefault((vertex.forward_pass, calls[vertex]), wires.position.get(vertex, 0))
     meaning: dict[graph.Vertex, tuple[str, ...]] = {call: (label,) for call, label in calls.items()}
     sources: Sources = dict.fromkeys(calls.values(), ())
     junctions: dict[str, JunctionSnapshot] = {}
     entered = {source for vertex in order if vertex in calls for source in wires.sources[vertex]}
     for vertex in order:
         label = calls.get(vertex) if isinstance(vertex, graph.Call) else None
-        since = math.inf if label is None else begun[label]
+        since = math.inf if label is None else begun[vertex.forward_pass, label]
         found = dict.fromkeys(_labels(vertex, wires, meaning, since))
         if label is not None:
             sources[label] = tuple(dict.fromkeys([*sources[label], *(x for x in found if x != label)]))
