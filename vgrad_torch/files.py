@@ -88,7 +88,8 @@ def encode(value: Any) -> Any:
 def decode(kind: Any, value: object, name: str = "it") -> Any:
     """The value of type `kind` that `encode` made into `value`; it is checked against its annotations.
 
-    `kind` is a dataclass, int, float, str, bool, `X | None`, a tuple or an array.
+    `kind` is a dataclass, int, float, str, bool, `X | None`, a tuple or an array. Fields that are missing have their
+    defaults, so older files can be read.
 
     Raises:
         ValueError: it is not of this type; the message uses `name`.
@@ -120,11 +121,11 @@ def _dataclass(kind: Any, value: object, name: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must hold named values, not {reprlib.repr(value)}")
     fields = _fields(kind)
-    for missing in fields.keys() - value.keys():
+    for missing in fields.keys() - value.keys() - _optional(kind):
         raise ValueError(f"{name} lacks {missing!r}")
     for unknown in value.keys() - fields.keys():
         raise ValueError(f"{name} has {reprlib.repr(unknown)}, which is unknown")
-    return kind(**{field: decode(hint, value[field], field) for field, hint in fields.items()})
+    return kind(**{field: decode(hint, value[field], field) for field, hint in fields.items() if field in value})
 
 
 @lru_cache
@@ -132,6 +133,12 @@ def _fields(kind: Any) -> dict[str, Any]:
     """The fields of a dataclass and their types."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@lru_cache
+def _optional(kind: Any) -> frozenset[str]:
+    """The fields with a default, which a file written before they existed does not have."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING)
 
 
 def _array(dtype: Any, value: object, name: str) -> Any:
