@@ -20,9 +20,9 @@ def wired(
 ) -> tuple[Sources, tuple[JunctionSnapshot, ...]]:
     """The sources of the calls that a snapshot shows, given with their labels, and the junctions that feed them.
 
-    Calls with the same label in a forward pass are a loop: only what was there before it counts as a source. A junction that only one of
-    the shown calls reaches is none. One that no layer gets its input from is left out, and its sources are those of the
-    junction behind it.
+    Calls with the same label in a forward pass are a loop: only what was there before it counts as a source. A junction
+    that only one of the shown calls reaches is none. One that no layer gets its input from is left out, and its sources
+    are those of the junction behind it.
     """
     order = sorted(wires.sources, key=lambda vertex: wires.position.get(vertex, 0))
     begun: dict[tuple[int, str], int] = {}
