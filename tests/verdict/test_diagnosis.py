@@ -612,9 +612,50 @@ def test_zeros_that_no_activation_made_are_not_dead_units(make: Callable[[], nn.
     model = make()
     result = diagnose(watched(model, sgd(model, 0.1), data=(torch.rand(32, 16), torch.arange(32) % 4)), optimizer="SGD")
     assert result.verdict == verdict, result
-    assert (result.because == "The weight of layer 4 is zero, so no gradient passes through it yet.") is (
-        verdict == "cannot tell"
-    )
+    assert result.because.startswith("The weight of layer 4 is still zero") == (verdict == "cannot tell")
+
+
+class Adapted(nn.Module):
+    """A layer that is not trained, and a low-rank branch whose second matrix begins at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 4, bias=False), nn.Linear(4, 16, bias=False)
+        self.base.requires_grad_(False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.base(x) + self.b(self.a(x)))
+
+
+@pytest.mark.parametrize("optimizer", [sgd, lambda model: torch.optim.Adam(model.parameters(), lr=3e-3)])
+@pytest.mark.parametrize(
+    "make",
+    [zero_head, lambda: nn.Sequential(*(Adapted() for _ in range(4)), nn.Linear(16, 4))],
+    ids=["zero head", "adapters"],
+)
+def test_a_network_that_begins_with_zeros_is_judged_once_it_can_be(make: Any, optimizer: Any) -> None:
+    """Its first gradients are zero or tiny, which is no fault. No sample of the training is an alarm."""
+    torch.manual_seed(0)
+    model = make()
+    x = torch.randn(64, 16)
+    samples = watched(model, optimizer(model), 200, data=(x, x[:, :4].argmax(1)), every=5)
+    name = type(optimizer(model)).__name__
+    verdicts = [diagnose(samples[: count + 1], optimizer=name) for count in range(len(samples))]
+    assert {result.verdict for result in verdicts} <= {"cannot tell", "healthy"}
+    assert verdicts[0].verdict == "cannot tell"
+    assert verdicts[-1].verdict == "healthy"
+    assert math.isfinite(verdicts[-1].evidence.signal)
+
+
+def test_a_deep_sigmoid_network_with_a_zero_head_vanishes_all_the_same() -> None:
+    model = mlp(10, "sigmoid", "torch")
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    samples = watched(model, sgd(model), 100, every=5)
+    assert diagnose(samples[:1], optimizer="SGD").verdict == "cannot tell"
+    result = diagnose(samples, optimizer="SGD")
+    assert result.verdict == "vanishing"
+    assert result.evidence.first == "fc1"
 
 
 def test_a_dead_layer_is_named() -> None:

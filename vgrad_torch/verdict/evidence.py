@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.verdict import measures
 from vgrad_torch.verdict.nonfinite import first_nonfinite
-from vgrad_torch.verdict.states import norm, unused
+from vgrad_torch.verdict.states import norm, small_weight, unused
 from vgrad_torch.verdict.waterfall import path, waterfall
 
 WINDOW = 20
@@ -50,7 +50,8 @@ class Evidence:
             without the last layer.
         emptiest: label of that layer.
         silent: whether no output of that layer was above zero, so that a relu after it gives nothing.
-        shut: label of the last layer with a gradient whose weight is zero, so that it passes no gradient on; or None.
+        shut: label of the last layer on the path whose weight is zero, or began at zero and is still small, so that it
+            passes hardly any gradient on; or None.
         update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
         largest_step: change of the weights in one step, relative to their size (see `states.relative_step`): the median
             over the layers, of the sample where it is largest.
@@ -118,8 +119,13 @@ def window(samples: Sequence[Snapshot]) -> Sequence[Snapshot]:
 
 
 def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidence:
-    """The evidence from at least one sample; `losses` are those of any steps, in order."""
-    judged = window(samples)
+    """The evidence from at least one sample; `losses` are those of any steps, in order.
+
+    Samples in which a weight that began at zero is still small say little, so the others are judged, if there are any.
+    """
+    zero = {layer.label for layer in samples[0].layers if layer.weight and not layer.weight.rms}
+    open_samples = [sample for sample in samples if not _closed(sample, zero)] or samples
+    judged = window(open_samples)
     newest = judged[-1]
     layers, worst = path(newest), measures.emptiest(newest)
     largest_step, largest_step_layer = max(map(measures.median_step, samples))
@@ -133,12 +139,12 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         signal=_median(measures.signal, judged),
         slope=_median(measures.slope, judged),
         drive=_median(measures.drive, judged),
-        lost=measures.lost(samples[0]),
+        lost=measures.lost(open_samples[0]),
         residual=_over(_median(measures.residual, judged), measures.residual(samples[0])),
         zeros=_median(measures.zeros, judged),
         emptiest=worst.label if worst else "",
         silent=worst is not None and worst.output is not None and worst.output.max <= 0,
-        shut=next((layer.label for layer in reversed(layers) if layer.weight and not layer.weight.rms), None),
+        shut=_closed(newest, zero),
         update=_median(measures.update, judged),
         largest_step=largest_step,
         largest_step_layer=largest_step_layer,
@@ -153,6 +159,14 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         cut_off=tuple(_cut_off(judged)),
         scaled=bool(measures.with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
     )
+
+
+def _closed(snapshot: Snapshot, zero: Container[str]) -> str | None:
+    """The last layer on the path whose weight is zero, or nearly zero if it is one of those that began at `zero`."""
+    for layer in reversed(path(snapshot)):
+        if layer.weight and (not layer.weight.rms or (layer.label in zero and layer.weight.rms < small_weight(layer))):
+            return layer.label
+    return None
 
 
 def _median(measure: Callable[[Snapshot], float], samples: Iterable[Snapshot]) -> float:

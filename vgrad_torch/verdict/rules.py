@@ -187,13 +187,17 @@ def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
     return f"{_compared(evidence, limits.measure)}; {below}."
 
 
+def _still_zero(evidence: Evidence, _: str) -> str | None:
+    if evidence.shut is None or arrives(evidence):
+        return None
+    return f"The weight of {called(evidence.shut)} is still zero or nearly zero, so hardly any gradient passes it yet."
+
+
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:
     limits = cutoffs(evidence, optimizer)
     value = getattr(evidence, limits.measure)
     if arrives(evidence) or value >= limits.slow:
         return None
-    if math.isnan(value) and evidence.shut:
-        return f"The weight of {called(evidence.shut)} is zero, so no gradient passes through it yet."
     if math.isnan(value):
         return "The first layer's weight or its gradient was not measured, so the layers cannot be compared."
     if evidence.step == evidence.since > 0:
@@ -239,6 +243,7 @@ RULES: Sequence[tuple[str, Rule]] = (
     ("exploding", _exploding),
     ("dead", _dead),
     ("vanishing through time", _through_time),
+    ("cannot tell", _still_zero),
     ("vanishing", _vanishing),
     ("cannot tell", _uncertain),
     ("slow", _slow),

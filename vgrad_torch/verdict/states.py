@@ -138,14 +138,18 @@ def error(snapshot: Snapshot) -> float:
 def relative_step(layer: LayerSnapshot) -> float | None:
     """RMS of the weight's change in this step, relative to the weight; None if it is not known.
 
-    A weight that is nearly zero, as that of a branch that begins at zero, counts as a tenth of 1 / sqrt(fan-in).
+    A weight that is nearly zero, as that of a branch that begins at zero, counts as `small_weight`.
     """
     if layer.update_rms is None or layer.weight is None:
         return None
-    fan_in = fan_in_of(layer.size)
-    floor = 0.1 / math.sqrt(fan_in) if fan_in else 0.0
-    size = max(layer.weight.rms, floor)
+    size = max(layer.weight.rms, small_weight(layer))
     return layer.update_rms / size if size else None
+
+
+def small_weight(layer: LayerSnapshot) -> float:
+    """RMS below which a weight is nearly zero: a tenth of 1 / sqrt(fan-in); 0 if the fan-in is not known."""
+    fan_in = fan_in_of(layer.size)
+    return 0.1 / math.sqrt(fan_in) if fan_in else 0.0
 
 
 def norm(stats: Stats | None) -> float:
