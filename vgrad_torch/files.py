@@ -137,7 +137,7 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 @lru_cache
 def _optional(kind: Any) -> frozenset[str]:
-    """The fields with a default, which a file written before they existed does not have."""
+    """The names of the fields with a default; a file of an earlier version may lack them."""
     return frozenset(field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING)
 
 

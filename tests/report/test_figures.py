@@ -41,7 +41,7 @@ def entries(scale: float, seed: int, size: int = 400) -> Array:
 
 
 def layer(number: int, gradient: Array, name: str = "") -> LayerSnapshot:
-    """Output gradients of 10**(number - 4); the weight hands down a fifth, the activation a half of that."""
+    """Output gradients of 10**(number - 4); the weight multiplies the gradient by a fifth, the activation by a half."""
     rms = 10.0 ** (min(number, 5) - 4)
     return LayerSnapshot(
         number, name or f"fc{number}", "Linear", "4x3",

@@ -1,1 +1,1 @@
-"""Programs that are no tests: benchmarks, calibration, galleries, long trials. `python -m tests.scripts.bench`."""
+"""Scripts that are not tests: benchmarks, calibration, galleries, long trials. `python -m tests.scripts.bench`."""

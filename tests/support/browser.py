@@ -1,4 +1,4 @@
-"""A real TensorBoard, and a headless Chromium that looks into it, shadow roots included. Both end with their block."""
+"""Context managers: a real TensorBoard, and a headless Chromium that also searches shadow roots."""
 
 from __future__ import annotations
 

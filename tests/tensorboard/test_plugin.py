@@ -37,7 +37,7 @@ Numbers = dict[str, np.ndarray]
 
 
 class Board:
-    """The plugin over one log folder, and what it answers."""
+    """A client of the plugin for one log folder; it decodes the responses."""
 
     def __init__(self, provider: Any, limit: int | None = 0, **static: Path) -> None:
         made = base_plugin.TBContext(data_provider=provider, sampling_hints={tags.PLUGIN_NAME: limit})
@@ -64,7 +64,7 @@ class Board:
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], Numbers]:
-    """Read independently of how it was packed; no byte may be left."""
+    """Decode a response without the package's own code. No byte may be left."""
     length = int.from_bytes(content[:4], "little")
     assert length % 4 == 0
     head = json.loads(content[4 : 4 + length])

@@ -280,7 +280,7 @@ Scalar = Callable[[str, str], list[list[float]]]
 
 @contextmanager
 def open_board(runs: Path, work: Path, *flags: str) -> Iterator[Scalar]:
-    """A TensorBoard that reads every second; (run, tag) -> [step, value] of a scalar as it has them."""
+    """A TensorBoard that reloads every second; gives the function (run, tag) -> [step, value] pairs of a scalar."""
     with browser.tensorboard(runs, work / "log", "--reload_interval=1", "--reload_multifile=false", *flags) as address:
 
         def scalar(run: str, tag: str) -> list[list[float]]:

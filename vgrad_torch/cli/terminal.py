@@ -164,7 +164,7 @@ def monitor_lines(snapshot: Snapshot, pattern: re.Pattern[str]) -> Iterator[str]
 
 
 def prediction_table(prediction: Prediction, console: Console) -> Table:
-    """What theory expects of each layer. The bar is the output gradient's norm over the largest, from 1e-10 to 1."""
+    """What theory expects of each layer. The bar is the output gradient's norm divided by the largest, 1e-10 to 1."""
     title = f"{prediction.activation}, {prediction.init} weights: expected before training"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("layer", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: each is an ordinary run in its own folder, with a file that appears when it is finished."""
+"""The runs of a sweep: ordinary runs, each in its own folder. A finished run has one more file, its outcome."""
 
 from __future__ import annotations
 

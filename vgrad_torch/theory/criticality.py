@@ -39,7 +39,7 @@ class Criticality:
 
     @property
     def depth_scale(self) -> float:
-        """1 / |ln chi_1|, xi in the papers: number of layers over which the gradient's squared norm changes by e.
+        """1 / |ln chi_1|, xi in the papers: layers over which the squared gradient norm changes by a factor e.
 
         Infinite if chi_1 is one. In the forward pass, two samples become more similar (chi < 1) or less similar
         (chi > 1) at the same rate. Networks of up to about 6 xi layers can be trained (Schoenholz et al. 2017).

@@ -1,4 +1,4 @@
-"""Training one network: recipe, set-up, the loop, a run from start to verdict, its folder and its checkpoints."""
+"""Training one network: recipe, set-up, the loop, a run from start to verdict (or resumed), its folder, checkpoints."""
 
 from vgrad_torch.training.loop import train as train
 from vgrad_torch.training.nonfinite import NonFiniteError as NonFiniteError

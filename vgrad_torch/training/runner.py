@@ -66,9 +66,9 @@ def run(
     on_sample: Callable[[Snapshot], None] | None = None,
     team: Team = ALONE,
 ) -> Result:
-    """Train by a config and log into a new folder, or continue a `saved` run.
+    """Train by a config and log into a new folder, or resume a `saved` run.
 
-    A run that was continued ends with the weights and log of one that was never interrupted. `print_line`, `on_start`,
+    A resumed run ends with the weights and log of one that was never interrupted. `print_line`, `on_start`,
     `on_epoch` and `on_sample` show the progress. A team shares each batch, and rank 0 writes.
 
     Raises:
@@ -120,7 +120,7 @@ def run(
 
 @contextmanager
 def _resumable_log(writer: Writer) -> Iterator[None]:
-    """Write no end into the log of a run that can continue. After a loss that is not finite, a run cannot."""
+    """Leave the log open if the run can be resumed. A run with a loss that is not finite cannot be."""
     try:
         yield
     except NonFiniteError:

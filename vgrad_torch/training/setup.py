@@ -35,7 +35,7 @@ class Setup:
 
 
 def set_up(config: TrainConfig, print_line: PrintLine = lambda line: None, team: Team = ALONE) -> Setup:
-    """Load the data, draw the weights, make the optimizer and the batches, which a team then shares."""
+    """Load the data, draw the weights, make the optimizer and the batches; several processes share each batch."""
     with team.one_per_host_first():
         data = load(config.data, Path(config.data_dir) if config.data_dir else None, print_line).to(team.device)
     generator = torch.Generator().manual_seed(config.seed)

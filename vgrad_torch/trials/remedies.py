@@ -76,7 +76,7 @@ def _has_computed_weight(module: nn.Module) -> bool:
 
 
 def _hidden_activations(model: nn.Module, x: Any) -> dict[str, nn.Module]:
-    """Name -> activation, of those called before the last layer. Later ones belong to the loss."""
+    """Name -> module, of the activations called before the last layer. Later ones belong to the loss."""
     known = {name: m for name, m in model.named_modules(remove_duplicate=False) if type(m) in _ACTIVATION_TYPES}
     order = call_order(model, x, {*known.values(), *(m for m in model.modules() if isinstance(m, _WEIGHTED))})
     last = max((i for i, module in enumerate(order) if isinstance(module, _WEIGHTED)), default=0)

@@ -83,7 +83,7 @@ class WhatIf:
         return self.text()
 
     def text(self, width: int = 100) -> str:
-        """The table, sentences wrapped to a width, and the code."""
+        """The result as text: the table, the sentences wrapped to `width`, and the code of the best remedy."""
         if self.before.verdict not in _WITH_REMEDY:
             return textwrap.fill(f"Nothing to fix. {self.before.because}", width)
         rows = [_row("unchanged", self.before, self.spread, self.before.verdict)]

@@ -127,7 +127,7 @@ def _through_time(evidence: Evidence) -> Iterator[str]:
     else:
         yield "Next: use nn.LSTM or nn.GRU in place of nn.RNN, and begin the LSTM with a forget-gate bias of 1 to 3."
     yield "Begin with orthogonal recurrent weights: torch.nn.init.orthogonal_(rnn.weight_hh_l0)."
-    yield "Or shorten the way: shorter sequences, a loss at more time steps, or attention over all of them."
+    yield "Or shorten the gradient's path: shorter sequences, a loss at more time steps, or attention over all of them."
 
 
 def _dead(evidence: Evidence) -> Iterator[str]:

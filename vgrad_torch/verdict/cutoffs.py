@@ -99,8 +99,9 @@ FALLEN = 0.95
 """A loss that is at least this share of the first one has not fallen."""
 FLAT = 0.98
 """A loss that is at least this share of what it was after a fifth of the training has stopped falling."""
-SHORT = 0.1
-"""The gradient vanishes through time if a hundredth of it is left after this share of the sequence."""
+SHORT, SHORT_UNPROVEN = 0.5, 0.1
+"""The gradient vanishes through time if a hundredth of it is left after this share of the sequence: the first if the
+losses are known and do not fall, the second if they are not known."""
 LONG_SEQUENCE = 20
 """Time steps from which on this matters."""
 GROWTH = 100.0

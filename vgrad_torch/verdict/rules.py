@@ -20,6 +20,7 @@ from vgrad_torch.verdict.cutoffs import (
     OTHER_NETWORKS,
     REACHES,
     SHORT,
+    SHORT_UNPROVEN,
     Cutoffs,
 )
 from vgrad_torch.verdict.evidence import Evidence
@@ -143,7 +144,8 @@ def _through_time(evidence: Evidence, _: str) -> str | None:
     if layer is None or layer.time is None or layer.time.hundredth is None or not fails(evidence):
         return None
     time = layer.time
-    if time.steps < LONG_SEQUENCE or layer.time.hundredth > SHORT * time.steps:
+    share = SHORT_UNPROVEN if math.isnan(evidence.loss) else SHORT
+    if time.steps < LONG_SEQUENCE or layer.time.hundredth > share * time.steps:
         return None
     return (
         f"In {called(layer.label)}, a tenth of the gradient is left after {time.tenth} steps back through time and a "
@@ -263,7 +265,7 @@ def _when(evidence: Evidence) -> str:
 
 
 def _margin(evidence: Evidence) -> float:
-    """Decades by which the evidence must be beyond a threshold."""
+    """Safety margin in decades: 0 for networks like the calibrated ones, else `OTHER_NETWORKS`."""
     sure = evidence.chain and not evidence.step == evidence.since > 0
     return 0.0 if sure else OTHER_NETWORKS
 

@@ -34,14 +34,14 @@ class Observer(Protocol):
         """The gradient that arrives where the outputs of several layers meet."""
 
     def observe_over_time(self, call: Call, where: str, norms: Tensor) -> None:
-        """Of a recurrent layer, the norms of the gradient at each time step of its `input` or `output`."""
+        """The norm of the gradient at each time step of a recurrent layer's `input` or `output`."""
 
 
 class Hooks:
     """Watches the given layers from `attach` until `detach`, and reports tensors to the observer.
 
     The output gradient is caught by a hook on the output tensor, which a forward hook sets, so an in-place activation
-    behind the layer does no harm. The input gradient is caught by hooks on the nodes of the autograd graph that the
+    after the layer does not matter. The input gradient is caught by hooks on the nodes of the autograd graph that the
     layer adds to its input. So it is this layer's own contribution W^T delta, also where other layers use the same
     input. Input, output and graph are read and never replaced: no bit of the computation changes.
 
@@ -52,12 +52,12 @@ class Hooks:
     nodes of the autograd graph that use these matrices are found from what comes behind them; the gradient that arrives
     at such a node is the output gradient.
 
-    The hooks sit on the layers, because torch.compile's modules warn of global ones. A copied or pickled model does not
-    take them along. With `input_gradients=False` there are no hooks for input gradients.
+    The hooks sit on the layers, because torch.compile's modules warn of global ones. They are not copied or
+    pickled with a model. With `input_gradients=False` there are no hooks for input gradients.
 
     `order` ranks the layers by their first call. `flows` has the numbers of features that went through a layer.
     `graph` says which call feeds which. `recomputed` says that some layers were seen in a repeated forward pass only;
-    then the graph is not whole.
+    then the graph is incomplete.
     """
 
     def __init__(self, layers: Mapping[str, Layer], observer: Observer, *, input_gradients: bool = True) -> None:

@@ -24,7 +24,7 @@ from vgrad_torch.watching.pooling import Reductions, joint_rms, pooled
 from vgrad_torch.watching.selection import Selection
 
 _RECOMPUTED = "activation checkpointing computes the layers again, apart from each other"
-_UPDATE_ENTRIES = 1 << 13  # entries of a weight whose update is measured; a larger weight has so many, evenly spread
+_UPDATE_ENTRIES = 1 << 13  # the update of a larger weight is measured at this many entries, evenly spread
 
 
 class Sample:

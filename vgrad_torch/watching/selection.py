@@ -75,7 +75,7 @@ def _is_trained(layer: Layer) -> bool:
     return any(parameter.requires_grad for parameter in own)
 
 
-# --- without a choice ------------------------------------------------------------------------------------------------
+# --- default layers --------------------------------------------------------------------------------------------------
 
 
 def _with_weights(modules: Mapping[str, nn.Module]) -> dict[str, Layer]:

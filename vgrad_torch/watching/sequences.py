@@ -14,7 +14,7 @@ Report = Callable[[str, Tensor], None]
 
 
 def observed(layer: nn.RNNBase, args: tuple[Any, ...], report: Report) -> tuple[Any, ...] | None:
-    """The arguments with an input that asks for its gradient and reports it.
+    """The arguments with an input that requires a gradient, and a hook on it that reports the gradient.
 
     The layer gets a view of the input: the same values in the same memory, and not a bit of the weights' gradients
     changes. The view's gradient is dropped as soon as it is reported. None if the input requires a gradient anyway: a

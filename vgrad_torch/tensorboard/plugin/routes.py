@@ -126,7 +126,7 @@ def _query(request: Any) -> Query:
 
 
 def _binary(request: Any, head: Mapping[str, Any], arrays: Mapping[str, flow.Array]) -> Any:
-    """An answer in binary, little-endian: the head's length, the head as JSON padded to 4 bytes, the float32 arrays."""
+    """A binary response, little-endian: length of the header, the JSON header padded to 4 bytes, the float32 arrays."""
     shapes = [[name, *array.shape] for name, array in arrays.items()]
     text = json.dumps({**head, "arrays": shapes}).encode()
     text += b" " * (-len(text) % 4)
