@@ -20,8 +20,8 @@ class LayerState:
     Attributes:
         label: name and call.
         size: see `LayerSnapshot.size`.
-        word: `healthy`; `weak`, see `WEAK` in cutoffs; `large steps`, see `LARGE_STEP` there; `dead`, `frozen`, `no
-            gradient`, `unused`, `non-finite`; empty if the weight gradient was not measured.
+        word: `healthy`; `weak`, see `WEAK` in cutoffs; `large steps`, see `LARGE_STEP` there; `dead`, `zero
+            gradient`, `frozen`, `no gradient`, `unused`, `non-finite`; empty if the weight gradient was not measured.
         gradient: norm of its output gradient relative to that of the last layer.
         weight_gain: see `LayerSnapshot.weight_gain`.
         activation_gain: see `LayerSnapshot.activation_gain`.
@@ -40,7 +40,7 @@ class LayerState:
 def states(
     snapshot: Snapshot, *, frozen: Sequence[str], cut_off: Sequence[str], all_zero: bool
 ) -> Iterator[LayerState]:
-    """The state of each call. `all_zero` says whether a gradient of exact zeros means that a layer is dead."""
+    """The state of each call. `all_zero` says whether a gradient of exact zeros is no underflow of float32."""
     layers = path(snapshot)
     last = norm(layers[-1].output_gradient) if layers else None
     weak = {layer.label for layer in weak_layers(snapshot)}
@@ -64,7 +64,7 @@ def _word(layer: LayerSnapshot, known: str, weak: bool, all_zero: bool) -> str:
     if layer.output_gradient is None and layer.weight_gradient is None:
         return ""
     if all_zero and layer.output_gradient and layer.output_gradient.zero_fraction == 1.0:
-        return "dead"
+        return "dead" if layer.output and layer.output.max <= 0 else "zero gradient"
     large = (step := relative_step(layer)) is not None and step > LARGE_STEP
     return "large steps" if large else "weak" if weak else "healthy"
 
@@ -75,8 +75,10 @@ def unused(layer: LayerSnapshot) -> bool:
 
 
 LEGEND: Mapping[str, str] = {
-    "weak": f"weak: for its size, the weight gets less than {WEAK:.0%} of the gradient that others like it get.",
+    "weak": f"weak: for its size, it gets less than {WEAK:.0%} of the gradient of others like it.",
     "large steps": f"large steps: the last step changed the weights by more than {LARGE_STEP:g} of their size.",
+    "dead": "dead: no output is above zero, so the activation passes no gradient on.",
+    "zero gradient": "zero gradient: exactly zero in this sample, as below a dead layer or a weight of zero.",
     "unused": "unused: the forward pass did not use this layer.",
 }
 """State of a layer -> its rule, for the states that need one."""
