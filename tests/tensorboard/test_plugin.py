@@ -417,7 +417,7 @@ def test_requests_for_what_is_not_there_are_refused(board: Opened, tmp_path: Pat
 
 def test_files_are_a_fixed_table(tmp_path: Path) -> None:
     opened = Board(None)
-    assert set(opened._apps) == {f"/{name}" for name in STATIC} | {"/runs", "/flow", "/profile"}
+    assert set(opened._apps) == {f"/{name}" for name in STATIC} | {"/runs", "/flow", "/profile", "/time"}
     for name, kind in STATIC.items():
         reply = opened.get(name, file="../routes.py", path="/etc/passwd")
         assert (reply.status_code, reply.mimetype) == (200, kind)

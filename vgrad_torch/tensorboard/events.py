@@ -32,6 +32,7 @@ _COUNTED_PREFIXES = tuple(tags.layer_tag(group, "") for group in tags.LAYER_HIST
 class Sample:
     """A gradient_flow tensor, not yet decoded, and the histograms of the weight gradients, by layer tag.
 
+    `times` are the tensors of the time profiles, by layer tag.
     `counts` is the number of entries of each tensor, by the tag of its histogram.
     """
 
@@ -41,6 +42,7 @@ class Sample:
     tensor: Any
     counts: Mapping[str, int]
     histograms: Mapping[str, Any]
+    times: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Events:
                 self.status = HParamsPluginData.FromString(plugin.content).session_end_info.status
 
     def _add_sample(self, tag: str, value: Any, event: Any, values: Mapping[str, Any]) -> None:
-        if tag.startswith(tags.THEORY):
+        if tag.startswith((tags.THEORY, tags.TIME)):
             return
         if value.metadata.plugin_data.content:
             try:
@@ -105,12 +107,15 @@ class Events:
         axes = self._axes[tag]
         histogram_tags = {layer: tags.layer_tag(tags.GRADIENT_LOG10, layer) for layer in axes.layers}
         histograms = {layer: values[name] for layer, name in histogram_tags.items() if name in values}
+        time_tags = {layer: tags.time_tag(layer) for layer in axes.layers}
+        times = {layer: values[name].tensor for layer, name in time_tags.items() if name in values}
         layers = tuple(dict.fromkeys(map(tags.without_call, axes.layers)))  # the number of calls may change
         samples = self.samples.setdefault(layers, [])
         if samples and samples[-1].step >= event.step:
             self.samples[layers] = earlier = [sample for sample in samples if sample.step < event.step]
             self.dropped += len(samples) - len(earlier)
-        self.samples[layers].append(Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms))
+        sample = Sample(event.step, event.wall_time, axes, value.tensor, self._counts, histograms, times)
+        self.samples[layers].append(sample)
 
     def _add_scalar(self, tag: str, value: Any, step: int) -> None:
         number = value.simple_value if value.HasField("simple_value") else float(make_ndarray(value.tensor))

@@ -13,9 +13,10 @@ import numpy as np
 from tensorboard.util.tensor_util import make_ndarray
 
 from vgrad_torch.errors import UsageError
-from vgrad_torch.records import Counts, Floats, Histogram, JunctionSnapshot, LayerSnapshot, Snapshot, Stats
+from vgrad_torch.records import Counts, Floats, Histogram, JunctionSnapshot, LayerSnapshot, Snapshot, Stats, TimeProfile
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.events import Events, Sample, event_files
+from vgrad_torch.tensorboard.time_profiles import decode_profile
 
 SAMPLES = 4096
 """Largest number of samples that is kept, as in a monitor's history."""
@@ -187,7 +188,17 @@ def _layer(tag: str, row: Mapping[str, float], sample: Sample, batch: int, built
         input_gradient=_stats(row, "input_gradient", outputs * fan_in // fan_out if fan_out else 0),
         update_rms=None if math.isnan(update) else update,
         activation_gain=None if math.isnan(gain) else gain,
+        time=_time(sample, tag),
     )  # fmt: skip
+
+
+def _time(sample: Sample, tag: str) -> TimeProfile | None:
+    if tag not in sample.times:
+        return None
+    try:
+        return decode_profile(make_ndarray(sample.times[tag]))
+    except ValueError as error:
+        raise UsageError(f"the sample of step {sample.step} cannot be read: {error}") from error
 
 
 def _stats(row: Mapping[str, float], quantity: str, count: int, histogram: Histogram | None = None) -> Stats | None:

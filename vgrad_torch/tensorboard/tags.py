@@ -75,6 +75,9 @@ PLUGIN_NAME = "gradient_flow"
 THEORY = f"{PLUGIN_NAME}_theory"
 """Tensor [layers, columns] with the values that theory predicts, encoded like gradient_flow; drawn as a dashed line."""
 
+TIME = f"{PLUGIN_NAME}_time"
+"""Tensor of each layer that has a time profile: the gradient at each time step, see `time_profiles`."""
+
 VERSION = 1
 """Version of the plugin data that `encode_axes` writes."""
 
@@ -152,8 +155,13 @@ def depth_profile_tag(step: int) -> str:
     return f"depth_profile/step_{step:06d}"
 
 
+def time_tag(layer: str) -> str:
+    """`gradient_flow_time/1-rnn-8x32`."""
+    return layer_tag(TIME, layer)
+
+
 def gradient_flow_tag(index: int) -> str:
-    """`gradient_flow`, then `gradient_flow_2`, ...: each set of layers needs a tag, as a tag keeps its metadata."""
+    """`gradient_flow`, then `gradient_flow_2`, ...: each set of layers has its own, as a tag's metadata is fixed."""
     return PLUGIN_NAME if index == 1 else f"{PLUGIN_NAME}_{index}"
 
 

@@ -35,6 +35,7 @@ from vgrad_torch.tensorboard.hparams import session_end, session_start
 from vgrad_torch.tensorboard.layout import layout_value
 from vgrad_torch.tensorboard.scalars import layer_scalars, rank_scalars
 from vgrad_torch.tensorboard.summary import plugin_metadata, tensor_value
+from vgrad_torch.tensorboard.time_profiles import time_values
 
 _file_numbers = itertools.count()
 
@@ -114,11 +115,12 @@ class Writer:
     def snapshot(
         self, snapshot: Snapshot, *, histograms: bool, scalars: Mapping[str, float] = MappingProxyType({})
     ) -> None:
-        """Write one event: `scalars`, the layers' scalars, gradient_flow and, if asked for, the histograms."""
+        """Write one event: `scalars`, those of the layers, gradient_flow, time profiles and, if asked, histograms."""
         if self._sink is None:
             return
         given = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         values = [*given, *layer_scalars(snapshot), *rank_scalars(snapshot), self._gradient_flow(snapshot)]
+        values += time_values(snapshot)
         if histograms:
             values += layer_histograms(snapshot)
         self._add(values, snapshot.step, snapshot.wall_time)
@@ -220,7 +222,7 @@ class Sink(Protocol):
         """Write one event."""
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the log."""
 
 
 class _EventFile(io.FileIO):

@@ -12,8 +12,19 @@ from tensorboard import errors
 from tensorboard.data import provider
 
 from vgrad_torch.tensorboard.plugin import flow
+from vgrad_torch.tensorboard.plugin.time_map import TimeMap, time_map
 from vgrad_torch.tensorboard.summary import decode_text
-from vgrad_torch.tensorboard.tags import FIRST_NONFINITE, PLUGIN_NAME, THEORY, VERDICT, Axes, decode_axes
+from vgrad_torch.tensorboard.tags import (
+    FIRST_NONFINITE,
+    PLUGIN_NAME,
+    THEORY,
+    TIME,
+    VERDICT,
+    Axes,
+    decode_axes,
+    time_tag,
+)
+from vgrad_torch.tensorboard.time_profiles import decode_layout, decode_profile
 
 NOTES = (VERDICT, FIRST_NONFINITE)
 """Tags of the texts that are shown below a run's name."""
@@ -23,6 +34,9 @@ PREVIEW = 200
 
 MESSAGE = 200 << 20
 """Largest number of bytes read at once; TensorBoard allows 256 MiB for a message from its data server."""
+
+PROFILE = 1500
+"""A time profile takes fewer bytes than this."""
 
 _CACHE_SIZE = 32  # number of flows; a flow of 200 layers and 10,000 steps takes 13 MB
 
@@ -63,8 +77,28 @@ class Reader:
         self._cache: dict[Any, tuple[str, flow.Flow]] = {}
 
     def series(self, query: Query) -> list[Series]:
-        """All series but those of the theory."""
-        return [series for series in self._list(query) if not series.tag.startswith(THEORY)]
+        """All series but those of the theory and of the time profiles."""
+        return [series for series in self._list(query) if not series.tag.startswith((THEORY, TIME))]
+
+    def timed(self, query: Query) -> dict[str, set[str]]:
+        """The layers that have a time profile, by run."""
+        listed = self._listed(query._replace(tag=""))
+        return {
+            run: {tag.removeprefix(f"{TIME}/") for tag in tags if tag.startswith(TIME)} for run, tags in listed.items()
+        }
+
+    def time(self, query: Query, layer: str) -> TimeMap:
+        """The gradient through time of one layer of the query's run."""
+        query = query._replace(tag=time_tag(layer))
+        listed = self._listed(query).get(query.run, {}).get(query.tag) if query.run else None
+        if listed is None:
+            raise errors.NotFoundError("there is no such run, or this layer has no time profile")
+        try:
+            layout = decode_layout(listed.plugin_content)
+            tensors = self._tensors(query, MESSAGE // PROFILE)
+            return time_map([(step, decode_profile(tensor, layout)) for step, tensor in tensors])
+        except ValueError as error:
+            raise Refused(f"the gradient through time of {layer} cannot be shown: {error}") from error
 
     def read(self, query: Query, *, preview: bool = False) -> tuple[flow.Flow, bool]:
         """A series' flow, and whether it has all samples; a `preview` may have a few only."""
@@ -125,10 +159,14 @@ class Reader:
 
     def _list(self, query: Query) -> list[Series]:
         """The series of the query's run and tag. An empty run or tag stands for all of them."""
+        listed = self._listed(query)
+        return [_series(run, tag, listed[run][tag]) for run in sorted(listed) for tag in sorted(listed[run])]
+
+    def _listed(self, query: Query) -> Mapping[str, Mapping[str, Any]]:
         listed: Mapping[str, Mapping[str, Any]] = self._data.list_tensors(
             query.context, experiment_id=query.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=_filter(query)
         )
-        return [_series(run, tag, listed[run][tag]) for run in sorted(listed) for tag in sorted(listed[run])]
+        return listed
 
     def _tensors(self, query: Query, most: int) -> list[tuple[int, Any]]:
         data = self._data.read_tensors(

@@ -16,6 +16,7 @@ from vgrad_torch.tensorboard.plugin import flow
 from vgrad_torch.tensorboard.plugin.reader import Query, Reader, Refused
 from vgrad_torch.tensorboard.plugin.waterfall import waterfall_view
 from vgrad_torch.tensorboard.tags import PLUGIN_NAME, layer_label
+from vgrad_torch.verdict.horizons import horizon
 
 STATIC = {
     "index.js": "text/javascript",
@@ -23,6 +24,7 @@ STATIC = {
     "state.js": "text/javascript",
     "charts.js": "text/javascript",
     "waterfall.js": "text/javascript",
+    "time.js": "text/javascript",
     "scales.js": "text/javascript",
     "data.js": "text/javascript",
     "style.css": "text/css",
@@ -50,7 +52,8 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
     def get_plugin_apps(self) -> dict[str, Any]:
         """Route -> the application that answers it."""
         files = {f"/{name}": _app(self._file(name)) for name in STATIC}
-        return {**files, "/runs": _app(self._runs), "/flow": _app(self._flow), "/profile": _app(self._profile)}
+        answers = {"/runs": self._runs, "/flow": self._flow, "/profile": self._profile, "/time": self._time}
+        return {**files, **{route: _app(answer) for route, answer in answers.items()}}
 
     def _file(self, name: str) -> Callable[[Any], Any]:
         def answer(request: Any) -> Any:
@@ -66,10 +69,11 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
     def _runs(self, request: Any) -> Any:
         """All series with their layers or their problem, and the notes of their runs."""
         query = _query(request)
-        notes = self._reader.notes(query)
+        notes, timed = self._reader.notes(query), self._reader.timed(query)
         series = [
             {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "names": [*map(layer_label, s.axes.layers)],
-             "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {})}
+             "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {}),
+             "timed": [layer for layer in s.axes.layers if layer in timed.get(s.run, set())]}
             for s in self._reader.series(query)
         ]  # fmt: skip
         return http_util.Respond(request, {"series": series}, "application/json")
@@ -103,6 +107,21 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         met = run.profiles.junctions[run.profiles.index(step)].tolist()
         waterfall = waterfall_view(run.profiles.layers, gradients[0], gradients[1], run.profiles.graph, met)
         return _binary(request, {"step": shown, "problem": problem, "waterfall": waterfall}, {**values, **predicted})
+
+    def _time(self, request: Any) -> Any:
+        """The gradient through time of one layer, and for each column the sentence about its horizon."""
+        layer = request.args.get("layer", "")
+        shown = self._reader.time(_query(request), layer)
+        words = [horizon(layer_label(layer), profile) for profile in shown.profiles]
+        head = {
+            "layer": layer, "name": layer_label(layer), "starts": shown.starts.tolist(), "steps": shown.steps.tolist(),
+            "samples": shown.samples, "back": shown.back.tolist(), "words": words,
+            "lasts": [profile.last for profile in shown.profiles],
+            "lengths": [profile.steps for profile in shown.profiles],
+            "tenths": [profile.tenth for profile in shown.profiles],
+            "hundredths": [profile.hundredth for profile in shown.profiles],
+        }  # fmt: skip
+        return _binary(request, head, {"values": shown.values})
 
 
 def _app(answer: Callable[[Any], Any]) -> Any:

@@ -3,8 +3,8 @@
 import { count, shade, shorten, special, stepTicks } from './scales.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
-const RIGHT = 20;
-const SPECIAL_SIZE = 5; // a cell of zeros or NaN is at least this many pixels wide and high
+export const RIGHT = 20;
+export const SPECIAL_SIZE = 5; // a cell of zeros or NaN is at least this many pixels wide and high
 
 // An SVG element. Its content is text, never markup.
 export function svg(name, attributes = {}, parent = null, text = null) {
@@ -117,12 +117,12 @@ function extreme(matrix, layer, from, to, upper) {
   return result;
 }
 
-function widened(left, right, top, bottom, least) {
+export function widened(left, right, top, bottom, least) {
   const [wide, high] = [right - left, bottom - top].map((size) => Math.max(0, Math.ceil((least - size) / 2)));
   return [left - wide, right + wide, top - high, bottom + high];
 }
 
-function fill(image, [left, right, top, bottom], { plain, stripe, slope }) {
+export function fill(image, [left, right, top, bottom], { plain, stripe, slope }) {
   const pixels = new Uint32Array(image.data.buffer);
   for (let y = Math.max(0, top); y < Math.min(image.height, bottom); y += 1) {
     for (let x = Math.max(0, left); x < Math.min(image.width, right); x += 1) {
@@ -145,7 +145,7 @@ function nameRows(root, names, left, height) {
   });
 }
 
-function stepAxis(root, extent, x, left, width, height) {
+export function stepAxis(root, extent, x, left, width, height) {
   svg('path', { d: `M${left},${height}h${width}`, class: 'axis' }, root);
   for (const step of stepTicks(extent[0], extent[1], width / 80)) {
     svg('path', { d: `M${x(step)},${height}v4`, class: 'axis' }, root);

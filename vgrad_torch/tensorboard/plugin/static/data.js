@@ -36,6 +36,11 @@ export async function loadProfile(series, step, preview) {
   return { step: answer.step, problem: answer.problem, waterfall: answer.waterfall, values, theory };
 }
 
+export async function loadTime(series, layer) {
+  const answer = unpack(await (await ask('time', { run: series.run, layer })).arrayBuffer());
+  return { ...answer, values: answer.arrays.values };
+}
+
 // Calls back when TensorBoard reloads, by its button or its timer.
 export function onReload(callback) {
   const channel = new MessageChannel();

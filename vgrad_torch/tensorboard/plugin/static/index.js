@@ -7,6 +7,7 @@ import { count, format, gradient, logScale, runStyle, shareScale, shorten, SPECI
 import {
   allSteps, currentStep, drawable, flowOf, keyOf, loaded, loadOne, profiled, profileOf, range, shown, state,
 } from './state.js';
+import { drawTimes, loadTimes, moveTimes } from './time.js';
 import { drawWaterfall } from './waterfall.js';
 
 const SHOWN_AT_FIRST = 5;
@@ -86,6 +87,7 @@ async function load() {
   cancelAnimationFrame(nextFrame);
   draw();
   await loadProfiles();
+  if (await loadTimes(shown(), current)) draw();
   const previews = shown().filter((series) => flowOf(series)?.complete === false);
   for (const [i, series] of previews.entries()) {
     if (!current()) return;
@@ -227,6 +229,7 @@ function drawMaps() {
     const description = `Flow map of ${label(series)}: ${QUANTITIES[state.quantity][0]} of ${size}`;
     markMovers.push(drawMap(box, box.clientWidth, { ...common, flow, names, tags, description }));
   });
+  drawTimes(page, drawable(), { ...common, heading });
 }
 
 const heading = (series) => h('h3', {}, swatch(series), h('span', {}, label(series)));
@@ -256,6 +259,7 @@ function drawStep() {
   page.slider.setAttribute('aria-valuetext', `step ${steps[place] ?? 0}`);
   page.step.textContent = steps.length ? `${count(step)} of ${count(steps.at(-1))}` : '';
   markMovers.forEach((move) => move(step));
+  moveTimes(step);
 }
 
 function drawProfiles() {

@@ -37,7 +37,7 @@ export function build(on, chosen) {
   page.numbers = h('details', { id: 'numbers', ontoggle: on.numbers }, h('summary', {}, 'Show the numbers'));
   page.waterfalls = h('div', { class: 'cards', id: 'waterfalls' });
   page.tip = h('div', { id: 'tip', hidden: true });
-  page.main = h('main', {}, stepBar(page), mapSection(page), profileSection(page), waterfallSection(page));
+  page.main = h('main', {}, stepBar(page), mapSection(page), timeSection(page), profileSection(page), waterfallSection(page));
   page.body = h('div', { id: 'page', hidden: true }, aside(page, on, chosen), page.main);
   page.empty = emptyState();
   document.body.append(page.body, page.empty, page.tip);
@@ -60,6 +60,20 @@ const stepBar = (page) => h('div', { id: 'steps' }, h('label', { for: 'step' }, 
 
 const mapSection = (page) => h('section', { id: 'flow' },
   h('header', {}, h('div', {}, h('h2', {}, 'Flow map'), page.explained), page.legend), page.maps);
+
+// Shown if a run has recurrent layers, see time.js.
+function timeSection(page) {
+  page.timeLegend = h('div', { class: 'keys' });
+  page.times = h('div', { class: 'cards', id: 'times' });
+  page.timeSection = h('section', { id: 'time', hidden: true },
+    h('header', {}, h('div', {}, h('h2', {}, 'Gradient through time'),
+      h('p', { class: 'muted' },
+        'Norm of dL/dx at each time step of a recurrent layer’s input, or of dL/dz at each call of a layer in a loop, ' +
+        'relative to the last time step that the loss depends on; where it depends on several, relative to the ' +
+        'largest norm. The last time step is at the bottom and −10 is ten steps earlier, on a log axis; columns are ' +
+        'training steps. The layer can learn from the time steps below the lines.')), page.timeLegend), page.times);
+  return page.timeSection;
+}
 
 const profileSection = (page) => h('section', { id: 'profile' },
   h('header', {}, h('div', {}, h('h2', {}, 'Depth profile'), page.profileText)),

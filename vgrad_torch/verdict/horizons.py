@@ -1,0 +1,42 @@
+"""Sentences about how far back through time the gradient of a layer reaches."""
+
+from __future__ import annotations
+
+from vgrad_torch.records import TimeProfile
+from vgrad_torch.verdict.labels import called, two_digits
+
+GROWN = 10.0
+"""The growth from which on it is mentioned."""
+
+
+def horizon(label: str, profile: TimeProfile) -> str:
+    """After how many steps a tenth and a hundredth of the gradient are left.
+
+    >>> horizon("rnn", TimeProfile.of([0.1**step for step in range(200)][::-1], 199))
+    'rnn: a tenth of the gradient is left after 2 steps back through time, a hundredth after 3, of 200.'
+    >>> horizon("rnn", TimeProfile.of([0.05, 0.5, 1.0], 2))
+    'rnn: a tenth of the gradient is left after 2 steps back through time, of 3; it does not fall to a hundredth.'
+    >>> horizon("rnn", TimeProfile.of([50.0, 1.0], 1))
+    'rnn: the gradient does not fall to a tenth in 2 time steps; it grows 50 times on its way back.'
+    """
+    return f"{called(label)}: {_words(profile)}."
+
+
+def _words(profile: TimeProfile) -> str:
+    if profile.last is None:
+        return f"the loss depends on several of the {profile.steps:,} time steps, so no horizon can be told"
+    if profile.steps == 1:
+        return "there is one time step, so no horizon can be told"
+    if profile.growth != profile.growth and profile.last:
+        return "no horizon can be told, as the gradient at the last time step is zero, NaN or infinite"
+    grown = f"; it grows {two_digits(profile.growth)} times on its way back" if profile.growth >= GROWN else ""
+    if profile.tenth is None:
+        return f"the gradient does not fall to a tenth in {profile.steps:,} time steps{grown}"
+    tenth = f"a tenth of the gradient is left after {_steps(profile.tenth)} back through time"
+    if profile.hundredth is None:
+        return f"{tenth}, of {profile.steps:,}; it does not fall to a hundredth{grown.replace('; it', ' and')}"
+    return f"{tenth}, a hundredth after {profile.hundredth:,}, of {profile.steps:,}{grown}"
+
+
+def _steps(number: int) -> str:
+    return "1 step" if number == 1 else f"{number:,} steps"
