@@ -24,7 +24,10 @@ TRAIN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} exec $(BIN)/torchrun --standalone
 endif
 export VGRAD_RUNS := $(or $(if $(filter command line,$(origin RUNS)),$(value RUNS)),runs)
 
-.PHONY: help install train sweep preflight board test test-oldest bench check calibrate scale gallery format clean
+# One more than the cores, since many tests wait for a process that they started.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 8))')
+
+.PHONY: help install train sweep preflight board test test-oldest test-extras bench check calibrate scale gallery format clean
 .DEFAULT_GOAL := help
 
 help: ## this help
@@ -56,10 +59,13 @@ board: .venv/installed ## open TensorBoard on localhost for runs/ (PORT=6006)
 	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(call flag,PORT,port)
 
 test: .venv/installed-dev ## run the tests, on all cores
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-oldest: .venv-oldest/installed ## run the tests with the oldest versions that pyproject.toml allows
-	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W ignore::DeprecationWarning
+
+test-extras: .venv-extras/installed ## run the tests on 15 real architectures (timm, transformers, peft) in their own environment
+	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/extras -n 2 --dist loadfile
 
 bench: .venv/installed-dev ## measure the cost of watching, compared with other tools
 	$(BIN)/python -m tests.scripts.bench
@@ -83,7 +89,7 @@ format: .venv/installed-dev ## reformat the code
 	$(BIN)/ruff format .
 
 clean: ## remove the virtual environments and caches; runs/ stays
-	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .venv-extras .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -106,4 +112,11 @@ LOWEST = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) -c '$(LOWEST)' > .venv-oldest/lowest.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/lowest.txt -e .
+	@touch $@
+
+# An environment of its own: timm needs torchvision, which asks for its own version of torch.
+.venv-extras/installed: pyproject.toml constraints-extras.txt
+	$(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt -e '.[dev]' \
+		torchvision timm transformers peft accelerate
 	@touch $@

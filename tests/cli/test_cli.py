@@ -249,7 +249,7 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
 def test_preflight_of_a_recipe_and_the_best_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "--act", "relu", "--gain", "0.3", "--what-if"]) == 0
     printed = words(capsys)
-    assert printed.startswith("layer size relative gradient expected weight gain activation gain dead update ratio")
+    assert printed.startswith("layer size gradient expected weight gain activation gain dead update ratio")
     assert "vanishing: fc1 receives " in printed
     assert "What if change gradient drive spread verdict unchanged" in printed
     command = re.search(r"Or: (vgrad train .*)$", printed)

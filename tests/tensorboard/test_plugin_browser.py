@@ -16,15 +16,17 @@ import matplotlib
 import numpy as np
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests import ROOT
-from tests.support import browser, flows
+from tests.support import browser, flows, recurrent
 from tests.support.flows import LAYERS, typical, write
-from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, with_activation_gains
+from vgrad_torch.records import LayerSnapshot, Snapshot, Stats, TimeProfile, with_activation_gains
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.time_profiles import LAYOUT, encode_layout, encode_profile
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.waterfall import waterfall
 
@@ -66,6 +68,18 @@ class Tab:
     def find(self, selector: str) -> Any:
         return self.chrome.find_element(By.CSS_SELECTOR, selector)
 
+    def click(self, selector: str) -> None:
+        """Click an element; again if the page was drawn anew in between."""
+
+        def clicked() -> bool:
+            try:
+                self.find(selector).click()
+            except StaleElementReferenceException:
+                return False
+            return True
+
+        assert browser.eventually(clicked, bool)
+
     def maps(self) -> list[str]:
         """Runs whose map is drawn."""
         found: list[str] = self.ask(
@@ -88,6 +102,11 @@ class Tab:
 
     def step(self) -> str:
         return str(self.ask("return texts('#steps output')[0]"))
+
+    def sentences_of_all(self) -> dict[str, str]:
+        """The same with all runs chosen."""
+        self.ask("all('#runs input').filter(box => !box.checked).forEach(box => box.click())")
+        return self.sentences()
 
     def sentences(self) -> dict[str, str]:
         """The waterfall's sentences for each run."""
@@ -230,7 +249,7 @@ def test_theory_is_a_dashed_line_through_its_own_numbers(tab: Tab) -> None:
     heights = [float(y) for y in re.findall(r",([\d.]+)", line[1])]
     assert heights == pytest.approx([ticks["1e-7"], ticks["1e-6"], ticks["1e-5"]], abs=0.1)
     assert tab.ask("return texts('#profile .muted')[0]").endswith("Dashed: theory, before training.")
-    tab.find("input[value=weight]").click()
+    tab.click("input[value=weight]")
     assert tab.wait("return all('#profile path.theory').length", lambda count: count == 0) == 0
 
 
@@ -322,8 +341,7 @@ def test_the_page_shows_the_sentences_of_each_waterfall(chrome: webdriver.Chrome
         write(tmp_path / "runs" / case, [(0, flows.table(columns))])
     for tab in board(chrome, tmp_path, len(WATERFALLS), "rust"):
         tab.open()
-        tab.ask("all('#runs input').filter(box => !box.checked).forEach(box => box.click())")
-        sentences = browser.eventually(tab.sentences, lambda sentences: len(sentences) == len(WATERFALLS))
+        sentences = browser.eventually(tab.sentences_of_all, lambda sentences: len(sentences) == len(WATERFALLS))
         expected = {case: f"{first} {second}".rstrip() for case, (_, _, first, second) in WATERFALLS.items()}
         assert {case: shown(text) for case, text in sentences.items()} == expected
 
@@ -331,11 +349,11 @@ def test_the_page_shows_the_sentences_of_each_waterfall(chrome: webdriver.Chrome
 def test_other_quantities_and_runs_can_be_chosen(tab: Tab) -> None:
     tab.open()
     tab.open_numbers()
-    tab.find("input[value=zero_fraction]").click()
+    tab.click("input[value=zero_fraction]")
     assert tab.numbers_when("a", ["0 %", "50 %", "100 %"]) == ["0 %", "50 %", "100 %"]
     tab.find("input[value=update_ratio]").send_keys(Keys.SPACE)
     assert tab.numbers_when("a", ["1e-5", "1e-4", "5e-4"]) == ["1e-5", "1e-4", "5e-4"]
-    tab.find("#runs input").click()
+    tab.click("#runs input")
     assert tab.wait("return texts('#maps h3')", lambda runs: runs == ["b"]) == ["b"]
     assert set(tab.sentences()) == {"b"}
 
@@ -504,3 +522,81 @@ def test_tensorboard_keeps_all_steps_unless_a_flag_says_otherwise(
         url = f"{address}data/plugin/gradient_flow/flow?run=a&tag=gradient_flow&quantity=weight"
         head = json.JSONDecoder().raw_decode(browser.content(url)[4:].decode("latin-1"))[0]
     assert (head["samples"], head["thinned"]) == (kept, kept == 50)
+
+
+# --- the gradient through time -------------------------------------------------------------------------------------
+
+
+def test_the_gradient_through_time_is_drawn_as_autograd_says(chrome: webdriver.Chrome, tmp_path: Path) -> None:
+    lengths = [40, 25, 40]
+    _, exact = recurrent.train(tmp_path / "runs" / "rnn", recurrent.Reader(), lengths)
+    write(tmp_path / "runs" / "mlp", [(0, typical())])
+    for tab in board(chrome, tmp_path, 2, "rust"):
+        tab.open()
+        assert tab.wait("return all('#times canvas').length") == 1
+        assert tab.ask("return texts('#times h3')") == ["rnn"]
+        back = [np.array(norms[::-1]) / norms[-1] for norms in exact]
+        tenth, hundredth = (int((back[-1] < limit).argmax()) for limit in (0.1, 0.01))
+        assert tab.ask("return texts('#times .words')") == [
+            f"rnn: a tenth of the gradient is left after {tenth} steps back through time, a hundredth after "
+            f"{hundredth}, of 40."
+        ]
+        assert tab.ask("return texts('#time .ramp span')") == ["1e-4", "1e-3", "1e-2", "1e-1", "1"]
+        places = [math.log(k + 1.5) / math.log(41) for k in range(12)]
+        pixels = tab.ask(
+            f"const places = {json.dumps(places)};"
+            + """
+            const canvas = all('#times canvas')[0];
+            return places.map(place => [0, 1, 2].map(column => [...canvas.getContext('2d').getImageData(
+                (column + .5) * canvas.width / 3, (1 - place) * canvas.height, 1, 1).data]));"""
+        )
+        for k, row in enumerate(pixels):
+            for column, colour in enumerate(row):
+                share = max(0.0, (math.log10(back[column][k]) + 4) / 4)
+                np.testing.assert_allclose(colour, 255 * np.array(matplotlib.colormaps["viridis"](share)), atol=4)
+        beyond = (
+            "const [c] = all('#times canvas'); return [...c.getContext('2d').getImageData(c.width / 2, 5, 1, 1).data]"
+        )
+        assert tab.ask(beyond) == [0, 0, 0, 0]  # the sequence of the second step is shorter
+        check_horizons(tab, back)
+        area = tab.find("#times .area")
+        height = area.size["height"]
+        ActionChains(tab.chrome).move_to_element_with_offset(area, 0, int(height * (0.5 - places[5]))).perform()
+        value = float(f"{back[1][5]:.2g}")
+        tip = tab.wait("return all('#tip:not([hidden])').map(tip => tip.textContent)")
+        assert tip[0].startswith("rnn\nstep 1\ntime step 20 of 25, 5 back: ")
+        assert float(tip[0].rpartition(" ")[2]) == pytest.approx(value)
+        tab.page.picture("time")
+
+
+def check_horizons(tab: Tab, back: Sequence[np.ndarray]) -> None:
+    """The lines are where a tenth and a hundredth are left."""
+    for kind, limit in (("tenth", 0.1), ("hundredth", 0.01)):
+        (path,) = tab.ask(f"return shapes('#times .horizon.{kind}')")
+        height = 200.0
+        drawn = [float(y) for y in re.findall(r"(?:,|V)([\d.]+)", path)]
+        wanted = [height * (1 - math.log(1 + int((each < limit).argmax())) / math.log(41)) for each in back]
+        assert drawn == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_map_through_time_is_left_out_without_such_layers_and_names_are_text(
+    chrome: webdriver.Chrome, tmp_path: Path
+) -> None:
+    for name, content in (("a", encode_layout(LAYOUT)), ("b", b"{}")):
+        write(tmp_path / "runs" / name, [(0, typical())], [EVIL_LAYER, *LAYERS[1:]])
+        tensor = encode_profile(TimeProfile.of([0.0, 0.1, math.nan, 1.0], 3))
+        write(tmp_path / "runs" / name, [(0, tensor)], tag=tags.time_tag(EVIL_LAYER), content=content)
+    for tab in board(chrome, tmp_path, 2, "rust"):
+        tab.open()
+        assert tab.wait("return all('#times canvas').length") == 1
+        assert tab.ask("return texts('#times .words')") == [
+            f"{EVIL_LAYER}: a tenth of the gradient is left after 3 steps back through time, a hundredth after 3, of 4."
+        ]
+        assert tab.ask("return texts('#times .problem')")[0].startswith(
+            f"the gradient through time of {EVIL_LAYER} cannot"
+        )
+        assert tab.ask("return texts('#time .key')")[-2:] == ["exactly zero", "NaN or infinite"]
+        assert tab.ask("return document.querySelectorAll('#page img, #page script').length") == 0
+        assert tab.ask("return [document.title, parent.document.title]") == ["", "TensorBoard"]
+        tab.ask("all('#runs input').forEach(box => box.click())")
+        assert tab.wait("return all('#time[hidden]').length", lambda found: found == 1) == 1

@@ -485,7 +485,7 @@ def test_the_table_and_the_paragraph() -> None:
     table, paragraph = text.split("\n\n")
     *rows, legend = table.splitlines()
     assert len(rows) == 1 + len(result.layers)
-    assert legend == "weak: for its size, the weight gets less than 1% of the gradient that others like it get."
+    assert legend == "weak: for its size, it gets less than 1% of the gradient of others like it."
     asked = [layer.update_ratio or 0 for layer in result.layers]  # SGD's first step is proportional to the gradient
     weak = [row.endswith(" weak") for row in rows[1:]]
     assert weak == sorted(weak, reverse=True)  # the first layers

@@ -20,6 +20,7 @@ from vgrad_torch.cli.suggestions import FLAGS, command_line, print_next
 from vgrad_torch.distributed import launch
 from vgrad_torch.errors import UsageError
 from vgrad_torch.verdict.labels import printable
+from vgrad_torch.verdict.tables import WIDTH
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -188,7 +189,7 @@ def preflight(options: argparse.Namespace) -> int:
         checked, fixes = _preflight_recipe(options.what_if, given, layers)
     else:
         checked, fixes = _preflight_user_model(options.target, options.what_if, given, layers)
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
     print(checked.text(width))
     if fixes is not None:
         print(f"\nWhat if\n\n{fixes.text(width)}")
@@ -238,7 +239,8 @@ def report(options: argparse.Namespace) -> int:
         return 0
     from vgrad_torch.report import html
 
-    print(printable(str(result)))
+    layers = None if options.several else options.layers
+    print(printable(str(result) if layers is None else result.text("" if layers == "all" else layers)))
     out = options.out or result.file
     html.write(result, out)
     print(f"\nPictures: {out}")

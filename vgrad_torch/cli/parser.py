@@ -175,7 +175,7 @@ def _add_preflight(parsers: Any) -> None:
     )
     preflight.add_argument("--what-if", action="store_true", help="try changes of the network, and show the best one")
     preflight.add_argument(
-        "--layers", metavar="PATTERN", help="watch the modules whose name matches, as in 'conv|head' (default: Linear)"
+        "--layers", metavar="PATTERN", help="watch modules whose name matches 'conv|head' (default: all with a matrix)"
     )
     _add_fail_on(preflight)
     _add_network(preflight)
@@ -216,6 +216,8 @@ def _add_report(parsers: Any) -> None:
     about = "Print the verdict on a logged run, and write its figures into one HTML file."
     report = parsers.add_parser("report", help="verdict and figures of a logged run", description=about)
     _add_report_options(report, 1, "(default: report.html in the run's folder)")
+    about = "print only the layers of this block, or with this in their name; all: do not group layers by block"
+    report.add_argument("--layers", metavar="NAME", help=about)
 
 
 def _add_compare(parsers: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vgrad_torch.report.report import Report, digits, report
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION
-from vgrad_torch.verdict.diagnosis import table
+from vgrad_torch.verdict.tables import WIDTH, table
 
 RUN_HEAD = ("run", "verdict", "steps", "first layer gradient RMS", "first / last layer", "loss", "validation accuracy")
 
@@ -31,7 +31,7 @@ class Comparison:
         else:
             lines.append("The settings do not differ, or are not known.")
         for name, entry in self.reports.items():
-            lines += ["", textwrap.fill(f"{name}: {entry.verdict.paragraph}", 100), *entry.remarks()]
+            lines += ["", textwrap.fill(f"{name}: {entry.verdict.paragraph}", WIDTH), *entry.remarks()]
         return "\n".join(lines)
 
     def rows(self) -> list[tuple[str, ...]]:

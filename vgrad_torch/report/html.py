@@ -1,4 +1,7 @@
-"""A report or comparison as one HTML file with its figures inside. It has no script and loads nothing else."""
+"""A report or comparison as one HTML file with its figures inside. It loads nothing else.
+
+Its only script is that of the filter in a report on many layers.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from vgrad_torch.records import Snapshot
 from vgrad_torch.report import figures
 from vgrad_torch.report.comparison import FOLDER_SETTINGS, RUN_HEAD, Comparison, shown_value
 from vgrad_torch.report.figures.style import svg
+from vgrad_torch.report.layers import STYLE, layer_list, permission, script
 from vgrad_torch.report.report import HEAD, Report, cells
+from vgrad_torch.verdict.horizons import horizons
 from vgrad_torch.verdict.rules import ALARMS
 from vgrad_torch.verdict.states import legend
 
@@ -35,6 +40,10 @@ _MAP = (
     "Each column is a sample and each row a layer, the first one on top. Dark colours are small values. The gradient "
     "starts at the last layer, in the bottom row, and passes upwards. Rows that get darker towards the top show a "
     "vanishing gradient."
+)
+_TIME = (
+    "Each column is a sample and each row a time step of the sequence, the last one at the bottom. The layer can learn "
+    "from the time steps below the lines."
 )
 _PROFILE = (
     "The same values at single steps. A straight line that falls to the left is a gradient that loses the same factor "
@@ -69,10 +78,10 @@ def report_page(report: Report) -> str:
         _head(report.run.name, report.summary()),
         _verdict(report),
         *_figures(_pictures(report)),
-        _section("Layers", _table(HEAD, map(cells, report.rows)) + _legend(report)),
+        _section("Layers", layer_list(report.rows, lambda: _table(HEAD, map(cells, report.rows))) + _legend(report)),
         _settings(report),
     ]
-    return _page(report.run.name, sections)
+    return _page(report.run.name, sections, script(report.rows))
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -96,6 +105,8 @@ def _pictures(report: Report) -> Iterator[Picture]:
     ends = {f"step {s.step:,}": s for s in ((first, last) if first is not last else (last,))}
     tag, losses = report.run.losses()
     yield Picture("Gradient by layer and step", _MAP, lambda: figures.flow_map({"": history}))
+    if words := " ".join(horizons(last)):
+        yield Picture("Gradient through time", f"{words} {_TIME}", lambda: figures.time_map({"": history}))
     yield Picture("Depth profile", _PROFILE, lambda: figures.depth_profile(ends))
     yield Picture("Factors of weights and activations", _WATERFALL, lambda: figures.waterfalls({"": last}))
     with_histograms = {f"step {s.step:,}": s for s in _with_histograms(history)}
@@ -203,10 +214,10 @@ footer { margin-top: 40px; color: #5f6368; font-size: 12px; }
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def _page(title: str, sections: Iterable[str]) -> str:
+def _page(title: str, sections: Iterable[str], script: str = "") -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}{permission(script)}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}{STYLE if script else ""}</style></head>'
         f"<body><main>{''.join(sections)}<footer>vgrad_torch {__version__}</footer></main></body></html>\n"
     )

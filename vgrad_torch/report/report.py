@@ -12,16 +12,20 @@ from typing import Any
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.tensorboard.runlog import Run, read
 from vgrad_torch.tensorboard.tags import ACCURACY_VALIDATION, FIRST_NONFINITE, LOSS_TRAIN, VERDICT
-from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose, table
+from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
+from vgrad_torch.verdict.horizons import horizons, timed_layers
 from vgrad_torch.verdict.labels import two_digits
 from vgrad_torch.verdict.rules import VERDICTS
 from vgrad_torch.verdict.states import LEGEND, legend
+from vgrad_torch.verdict.tables import WIDTH, layer_table, wrapped_lines
 
 _UNNAMED = "an optimizer that the log does not name"
 _UNCOUNTED = (
     "cannot tell: The number of entries of each gradient is needed, and the log holds neither the batch size nor "
     "histograms. Next: let watch() write histograms, or print monitor.diagnose() in the run."
 )
+
+_HOW = "`vgrad report` with `--layers all` lists all layers, with `--layers {}` those of one block."
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +73,22 @@ class Report:
         return self.run.folder / "report.html"
 
     def __str__(self) -> str:
-        reasons, next_, advice = self.verdict.paragraph.partition(" Next: ")
-        paragraphs = [textwrap.fill(text, 100) for text in (reasons, f"{next_}{advice}".strip()) if text]
-        return "\n".join([f"{self.run.name}: {self.summary()}", "", *self.lines(), "", *paragraphs, *self.remarks()])
+        return self.text()
 
-    def lines(self) -> Iterator[str]:
-        """The table of the layers and the legend of their states."""
-        yield from table(HEAD, map(cells, self.rows))
-        yield from legend(row.state for row in self.rows)
+    def text(self, layers: str | None = None) -> str:
+        """What the terminal shows. `layers` says which layers are in the table, see `layer_table`."""
+        reasons, next_, advice = self.verdict.paragraph.partition(" Next: ")
+        paragraphs = [textwrap.fill(text, WIDTH) for text in (reasons, f"{next_}{advice}".strip()) if text]
+        first = [*wrapped_lines([f"{self.run.name}: {self.summary()}"])]
+        remarks = wrapped_lines(self.remarks())
+        return "\n".join([*first, "", *self.lines(layers), "", *paragraphs, *remarks])
+
+    def lines(self, layers: str | None = None) -> Iterator[str]:
+        """The table of the layers, the legend of their states, and how far back recurrent layers can learn from."""
+        yield from layer_table(HEAD, map(cells, self.rows), layers, _HOW).lines()
+        yield from wrapped_lines(legend(row.state for row in self.rows))
+        for words in horizons(self.run.history[-1]):
+            yield from textwrap.wrap(words, 100)
 
     def summary(self) -> str:
         """One line: samples, steps, layers, loss and accuracy."""
@@ -106,6 +118,7 @@ class Report:
             "steps": [snapshot.step for snapshot in self.run.history], "layers": [asdict(row) for row in self.rows],
             "loss": {"tag": tag, "points": losses}, "config": dict(self.run.config), "remarks": self.remarks(),
             "validation_accuracy": self.run.scalars.get(ACCURACY_VALIDATION, ()),
+            "time": [{"layer": label, **asdict(time)} for label, time in timed_layers(self.run.history[-1])],
         }  # fmt: skip
         finite: dict[str, Any] = _finite(data)
         return finite

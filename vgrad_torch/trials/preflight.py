@@ -17,11 +17,12 @@ from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.trials.chains import predict_model
 from vgrad_torch.trials.measure import LossFunction, measure
 from vgrad_torch.trials.units import LayerUnits
-from vgrad_torch.verdict.diagnosis import Diagnosis, table
+from vgrad_torch.verdict.diagnosis import Diagnosis
 from vgrad_torch.verdict.labels import listed, two_digits
 from vgrad_torch.verdict.optimizers import family
 from vgrad_torch.verdict.rules import judge
 from vgrad_torch.verdict.states import LayerState, legend
+from vgrad_torch.verdict.tables import WIDTH, layer_table, wrapped_lines
 from vgrad_torch.verdict.waterfall import Waterfall, waterfall
 from vgrad_torch.watching.selection import Layers
 
@@ -68,10 +69,14 @@ class Preflight:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, width: int = 100) -> str:
+    def text(self, width: int = WIDTH) -> str:
         """The table, and the paragraphs wrapped to a width; the advice is the last one."""
         paragraphs = [self.diagnosis.reasons(), " ".join(_remarks(self)), " ".join(self.diagnosis.advice)]
-        return "\n".join([*_table(self), *("\n" + textwrap.fill(text, width) for text in paragraphs if text)])
+        return "\n".join([*_table(self, None), *("\n" + textwrap.fill(text, width) for text in paragraphs if text)])
+
+    def table(self, layers: str = "") -> str:
+        """The table of all layers; or of those in a block or module, such as `h.3`, or with this text in their name."""
+        return "\n".join(_table(self, layers))
 
 
 def preflight(
@@ -134,18 +139,20 @@ def _plateau(diagnosis: Diagnosis, optimizer: Optimizer | None) -> float | None:
     return 20 * damping / (lr * 10.0**signal) if lr > 0 and damping > 0 and signal > -math.inf else None
 
 
-_HEAD = ("layer", "size", "relative gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
+_HEAD = ("layer", "size", "gradient", "expected", "weight gain", "activation gain", "dead", "saturated",
          "update ratio", "state")  # fmt: skip
+_HOW = 'On the result of preflight, `.table()` lists all layers and `.table("{}")` those of one block.'
 
 
-def _table(result: Preflight) -> Iterator[str]:
-    """The table of the layers without its empty columns, and the legend of their states."""
+def _table(result: Preflight, layers: str | None) -> Iterator[str]:
+    """The table of the layers without its empty columns, and the legend of their states; see `layer_table`."""
     predicted = _predicted_norms(result)
     units = {unit.label: unit for unit in result.units}
     rows = [_row(layer, units.get(layer.label), predicted.get(layer.label)) for layer in result.diagnosis.layers]
     filled = [any(column) for column in zip_longest(*rows)]
-    yield from table([*compress(_HEAD, filled)], [[*compress(row, filled)] for row in rows])
-    yield from legend(layer.word for layer in result.diagnosis.layers)
+    shown = [[*compress(row, filled)] for row in rows]
+    yield from layer_table([*compress(_HEAD, filled)], shown, layers, _HOW).lines()
+    yield from wrapped_lines(legend(layer.word for layer in result.diagnosis.layers))
 
 
 def _predicted_norms(result: Preflight) -> dict[str, float]:

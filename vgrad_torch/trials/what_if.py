@@ -19,8 +19,9 @@ from vgrad_torch.trials.preflight import COLLAPSED
 from vgrad_torch.trials.remedies import KINDS, Remedy, remedies, untried
 from vgrad_torch.trials.restore import random_states_restored_on_exit
 from vgrad_torch.verdict.cutoffs import CUTOFFS
-from vgrad_torch.verdict.diagnosis import Diagnosis, table
+from vgrad_torch.verdict.diagnosis import Diagnosis
 from vgrad_torch.verdict.rules import ALARMS, judge
+from vgrad_torch.verdict.tables import WIDTH, table
 from vgrad_torch.watching.selection import Layers
 
 _WITH_REMEDY = ("vanishing", "exploding", "dead", "slow", "non-finite")
@@ -82,7 +83,7 @@ class WhatIf:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, width: int = 100) -> str:
+    def text(self, width: int = WIDTH) -> str:
         """The result as text: the table, the sentences wrapped to `width`, and the code of the best remedy."""
         if self.before.verdict not in _WITH_REMEDY:
             return textwrap.fill(f"Nothing to fix. {self.before.because}", width)

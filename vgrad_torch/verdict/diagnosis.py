@@ -19,6 +19,7 @@ from vgrad_torch.verdict.labels import called, enumerated, two_digits
 from vgrad_torch.verdict.optimizers import family
 from vgrad_torch.verdict.rules import ALARMS, Judgement, judge, period
 from vgrad_torch.verdict.states import LayerState, legend, states
+from vgrad_torch.verdict.tables import WIDTH, layer_table, wrapped_lines
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, waterfall
 
 
@@ -40,6 +41,8 @@ class Suspect:
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """A verdict and its reasons; `str()` is a table of the layers, one paragraph, and the advice on lines of its own.
+
+    In the table, more than 30 layers are grouped by block; `table()` has all of them.
 
     Attributes:
         verdict: one of `rules.VERDICTS`.
@@ -68,15 +71,25 @@ class Diagnosis:
         return self.verdict in ALARMS and (self.confidence is None or self.confidence.share > 0.5)
 
     def __str__(self) -> str:
-        rows = [*table(_HEAD, map(_cells, self.layers)), *legend(layer.word for layer in self.layers)]
-        return "\n".join([*rows, "", textwrap.fill(self.reasons(), 100), textwrap.fill(" ".join(self.advice), 100)])
+        rows = self._table(None)
+        return "\n".join([*rows, "", textwrap.fill(self.reasons(), WIDTH), textwrap.fill(" ".join(self.advice), WIDTH)])
+
+    def table(self, layers: str = "") -> str:
+        """The table of all layers; or of those in a block or module, such as `h.3`, or with this text in their name."""
+        return "\n".join(self._table(layers))
+
+    def _table(self, layers: str | None) -> Iterator[str]:
+        yield from layer_table(_HEAD, map(_cells, self.layers), layers, _HOW).lines()
+        yield from wrapped_lines(legend(layer.word for layer in self.layers))
 
     def markdown(self) -> str:
         """The same in Markdown, for TensorBoard's text tab."""
-        rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(layer) for layer in self.layers)]
+        layers = layer_table(_HEAD, map(_cells, self.layers), how=_HOW)
+        rows = [_HEAD, ("---",) * len(_HEAD), *layers.cells()]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         reasons = f"**{self.verdict}**{self.reasons().removeprefix(self.verdict)}"
-        return "\n\n".join([table, reasons, " ".join(self.advice), *legend(layer.word for layer in self.layers)]) + "\n"
+        below = legend(layer.word for layer in self.layers)
+        return "\n\n".join([table, *layers.remarks, reasons, " ".join(self.advice), *below]) + "\n"
 
     def paragraph(self) -> str:
         """Verdict, reason, confidence, causes and, last, the advice."""
@@ -155,24 +168,13 @@ def _of_their_size(ratio: float) -> str:
     return f"{two_digits(ratio)} of their size" if ratio < 1 else f"{float(two_digits(ratio)):,g} times their size"
 
 
-_LEFT_ALIGNED = ("run", "setting", "layer", "size", "state", "change", "verdict")
-_HEAD = ("layer", "size", "relative gradient", "weight gain", "activation gain", "update ratio", "state")
+_HEAD = ("layer", "size", "gradient", "weight gain", "activation gain", "update ratio", "state")
+_HOW = 'On a diagnosis, `.table()` lists all layers and `.table("{}")` those of one block.'
 
 
 def _cells(layer: LayerState) -> tuple[str, ...]:
     numbers = (layer.gradient, layer.weight_gain, layer.activation_gain, layer.update_ratio)
     return (layer.label, layer.size, *("" if x is None else two_digits(x) for x in numbers), layer.word)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines with aligned columns, words to the left and numbers to the right."""
-    cells = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ("  ".join(map(_aligned, head, row, widths)).rstrip() for row in cells)
-
-
-def _aligned(head: str, cell: str, width: int) -> str:
-    return cell.ljust(width) if head in _LEFT_ALIGNED else cell.rjust(width)
 
 
 def _remarks(diagnosis: Diagnosis) -> Iterator[str]:

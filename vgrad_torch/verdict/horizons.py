@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from vgrad_torch.records import TimeProfile
+import math
+
+from vgrad_torch.records import Snapshot, TimeProfile
 from vgrad_torch.verdict.labels import called, two_digits
 
 GROWN = 10.0
 """The growth from which on it is mentioned."""
+
+
+MOST = 8
+"""The largest number of layers that are listed or drawn."""
+
+
+def timed_layers(snapshot: Snapshot) -> list[tuple[str, TimeProfile]]:
+    """Label and time profile of each layer that has one."""
+    return [(layer.label, layer.time) for layer in snapshot.layers if layer.time]
+
+
+def horizons(snapshot: Snapshot) -> list[str]:
+    """The sentence of each layer that has a time profile; of more than `MOST`, the first ones and their number."""
+    timed = timed_layers(snapshot)
+    words = [horizon(label, time) for label, time in timed[:MOST]]
+    return words if len(timed) <= MOST else [*words, f"{len(timed) - MOST:,} more layers have a time profile."]
 
 
 def horizon(label: str, profile: TimeProfile) -> str:
@@ -27,8 +45,8 @@ def _words(profile: TimeProfile) -> str:
         return f"the loss depends on several of the {profile.steps:,} time steps, so no horizon can be told"
     if profile.steps == 1:
         return "there is one time step, so no horizon can be told"
-    if profile.growth != profile.growth and profile.last:
-        return "no horizon can be told, as the gradient at the last time step is zero, NaN or infinite"
+    if profile.tenth is None and math.isnan(profile.growth) and profile.last:
+        return "no horizon can be told, as a gradient is NaN or infinite, or that at the last time step is zero"
     grown = f"; it grows {two_digits(profile.growth)} times on its way back" if profile.growth >= GROWN else ""
     if profile.tenth is None:
         return f"the gradient does not fall to a tenth in {profile.steps:,} time steps{grown}"

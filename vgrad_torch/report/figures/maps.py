@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -56,7 +58,7 @@ def flow_map(
     style.decades(bar.ax.yaxis, scale.vmin or 0, scale.vmax or 1)
     bar.set_label(label)
     bar.outline.set_visible(False)
-    _add_legend(figure, np.concatenate([run.values.ravel() for run in maps.values()]))
+    colour_legend(figure, np.concatenate([run.values.ravel() for run in maps.values()]))
     return figure
 
 
@@ -76,7 +78,7 @@ class _Map:
         self.names = list(labels)
         self.steps = [sample.step for sample in samples]
         self.values = _smallest(values, starts).T if samples else values.T
-        self.edges = _column_edges([self.steps[start] for start in starts], self.steps)
+        self.edges = column_edges([self.steps[start] for start in starts], self.steps)
         self.length = float(self.edges[-1] - self.edges[0])
 
 
@@ -87,7 +89,7 @@ def _smallest(values: Floats, starts: np.ndarray[tuple[int], np.dtype[np.int64]]
     return np.where(nonfinite, np.inf, least)
 
 
-def _column_edges(firsts: Sequence[int], steps: Sequence[int]) -> Floats:
+def column_edges(firsts: Sequence[int], steps: Sequence[int]) -> Floats:
     """The edges of the columns on the step axis. The last column is as wide as the distance of the last two steps."""
     if not firsts:
         return np.zeros(1)
@@ -104,29 +106,34 @@ def _scale(maps: Sequence[Floats]) -> Normalize:
 
 
 def _draw(axis: Axes, run: _Map, scale: Normalize) -> None:
+    draw_cells(axis, run.edges, np.arange(len(run.names) + 1) - 0.5, run.values, scale)
+
+
+def draw_cells(axis: Axes, x: Floats, y: npt.NDArray[Any], values: Floats, scale: Normalize) -> None:
+    """Draw cells with these edges, in the colours of log10 of the values, and an axis of steps."""
     with np.errstate(divide="ignore"):
-        logs = np.log10(run.values)
+        logs = np.log10(values)
     colours = np.asarray(ScalarMappable(scale, "viridis").to_rgba(np.nan_to_num(logs, posinf=0, neginf=0)))
     for cells, colour in (
-        (run.values == 0, style.ZERO),
-        (np.isinf(run.values), style.NONFINITE),
-        (np.isnan(run.values), style.MISSING),
+        (values == 0, style.ZERO),
+        (np.isinf(values), style.NONFINITE),
+        (np.isnan(values), style.MISSING),
     ):
         colours[cells, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    axis.pcolormesh(run.edges, np.arange(len(run.names) + 1) - 0.5, colours, rasterized=True)
+    axis.pcolormesh(x, y, colours, rasterized=True)
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.tick_params(length=0)
     style.step_axis(axis, "")
 
 
-def _add_legend(figure: Figure, values: Floats) -> None:
-    """Add a legend of the colours off the scale that occur."""
+def colour_legend(figure: Figure, values: Floats, missing: str = "not measured", lines: Sequence[Any] = ()) -> None:
+    """Add a legend of the colours off the scale that occur, after `lines`."""
     kinds = {
         "exactly zero": (style.ZERO, (values == 0).any()),
         "NaN or infinite": (style.NONFINITE, np.isinf(values).any()),
-        "not measured": (style.MISSING, np.isnan(values).any()),
+        missing: (style.MISSING, np.isnan(values).any()),
     }
     patches = [Patch(color=colour, label=label) for label, (colour, occurs) in kinds.items() if occurs]
-    if patches:
-        figure.legend(handles=patches, loc="outside lower right", ncols=3)
+    if lines or patches:
+        figure.legend(handles=[*lines, *patches], loc="outside lower right", ncols=5)
