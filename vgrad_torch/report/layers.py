@@ -25,7 +25,8 @@ STYLE = """
 .layers summary .name::before { content: "\\25b8"; position: absolute; left: 2px; }
 .layers details[open] > summary .name::before { content: "\\25be"; }
 .layers summary:hover { background: #f7f7f7; } .layers .bad { color: #b3261e; }
-.filter { display: flex; gap: 10px; align-items: center; font-size: 13px; } .filter input { font: inherit; padding: 4px 8px; width: 260px; }
+.filter { display: flex; gap: 10px; align-items: center; font-size: 13px; }
+.filter input { font: inherit; padding: 4px 8px; width: 260px; }
 [hidden] { display: none !important; }
 """
 
