@@ -218,6 +218,7 @@ def _page(title: str, sections: Iterable[str], script: str = "") -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}{permission(script)}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}{STYLE if script else ""}</style></head>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}{STYLE if script else ''}</style></head>"
         f"<body><main>{''.join(sections)}<footer>vgrad_torch {__version__}</footer></main></body></html>\n"
     )

@@ -87,8 +87,7 @@ class Report:
         """The table of the layers, the legend of their states, and how far back recurrent layers can learn from."""
         yield from layer_table(HEAD, map(cells, self.rows), layers, _HOW).lines()
         yield from wrapped_lines(legend(row.state for row in self.rows))
-        for words in horizons(self.run.history[-1]):
-            yield from textwrap.wrap(words, 100)
+        yield from wrapped_lines(horizons(self.run.history[-1]))
 
     def summary(self) -> str:
         """One line: samples, steps, layers, loss and accuracy."""
