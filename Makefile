@@ -115,8 +115,8 @@ LOWEST = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project
 	@touch $@
 
 # An environment of its own: timm needs torchvision, which asks for its own version of torch.
-.venv-extras/installed: pyproject.toml constraints-extras.txt
+.venv-extras/installed: pyproject.toml tests/extras/constraints.txt
 	$(PYTHON) -m venv .venv-extras
-	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt -e '.[dev]' \
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c tests/extras/constraints.txt -e '.[dev]' \
 		torchvision timm transformers peft accelerate
 	@touch $@

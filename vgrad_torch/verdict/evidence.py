@@ -51,7 +51,7 @@ class Evidence:
         emptiest: label of that layer.
         silent: whether no output of that layer was above zero, so that a relu after it gives nothing.
         shut: label of the last layer on the path whose weight is zero, or began at zero and is still small, so that it
-            passes hardly any gradient on; or None.
+            passes almost no gradient on; or None.
         update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
         largest_step: change of the weights in one step, relative to their size (see `states.relative_step`): the median
             over the layers, of the sample where it is largest.

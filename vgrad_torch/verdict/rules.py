@@ -149,7 +149,7 @@ def _through_time(evidence: Evidence, _: str) -> str | None:
         return None
     return (
         f"In {called(layer.label)}, a tenth of the gradient is left after {time.tenth} steps back through time and a "
-        f"hundredth after {time.hundredth}, of {time.steps}. What happens earlier in a sequence can hardly be learnt. "
+        f"hundredth after {time.hundredth}, of {time.steps}. The layer learns almost nothing from earlier steps. "
         f"{_when(evidence)}"
     )
 
@@ -192,7 +192,7 @@ def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
 def _still_zero(evidence: Evidence, _: str) -> str | None:
     if evidence.shut is None or arrives(evidence):
         return None
-    return f"The weight of {called(evidence.shut)} is still zero or nearly zero, so hardly any gradient passes it yet."
+    return f"The weight of {called(evidence.shut)} is still zero or nearly zero, so almost no gradient passes it yet."
 
 
 def _uncertain(evidence: Evidence, optimizer: str) -> str | None:

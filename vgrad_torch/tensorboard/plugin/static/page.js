@@ -71,7 +71,8 @@ function timeSection(page) {
         'Norm of dL/dx at each time step of a recurrent layer’s input, or of dL/dz at each call of a layer in a loop, ' +
         'relative to the last time step that the loss depends on; where it depends on several, relative to the ' +
         'largest norm. The last time step is at the bottom and −10 is ten steps earlier, on a log axis; columns are ' +
-        'training steps. The layer can learn from the time steps below the lines.')), page.timeLegend), page.times);
+        'training steps, at most 240 of a run. Beyond the ends of the scale all shares have one colour. The layer can ' +
+        'learn from the time steps below the lines.')), page.timeLegend), page.times);
   return page.timeSection;
 }
 

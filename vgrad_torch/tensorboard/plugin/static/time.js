@@ -83,6 +83,9 @@ function drawKeys(element, scale, maps) {
     `background:repeating-linear-gradient(${-45 * slope}deg, rgb(${plain}) 0 4px, rgb(${stripe}) 4px 5px)`;
   const kinds = Object.keys(SPECIAL).filter((kind) => occurs[kind]).map((kind) => SPECIAL[kind]);
   const boxes = kinds.map((kind) => key(h('span', { class: 'box', style: stripes(kind) }), kind.label));
+  if (all.some((x) => x.some(Number.isNaN))) {
+    boxes.push(key(h('span', { class: 'box', style: 'background:var(--grid);border:1px solid var(--line)' }), 'shorter sequence'));
+  }
   element.replaceChildren(ramp, key(line('tenth'), 'a tenth is left'), key(line('hundredth'), 'a hundredth is left'), ...boxes);
 }
 
