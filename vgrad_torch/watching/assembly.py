@@ -82,7 +82,7 @@ def _looped(calls: Sequence[Call], layers: Mapping[str, Layer]) -> set[str]:
 
 
 def _numbered(calls: Sequence[Call], looped: set[str]) -> dict[Call, Key]:
-    """Name and number of each call, counted from 1 in each forward pass; all calls of a layer in a loop are number 1."""
+    """Name and number of each call, from 1 in each forward pass; all calls of a layer in a loop are number 1."""
     counts: Counter[tuple[int, str]] = Counter()
     keys = {}
     for call in calls:
