@@ -68,11 +68,6 @@ class TimeProfile:
             return first
         return cls.of([math.hypot(*norms) for norms in zip(*(p.gradients for p in profiles), strict=True)], first.last)
 
-    @property
-    def vanished(self) -> float:
-        """The gradient at the first step over that at `last`; NaN if `last` is None."""
-        return math.nan if self.last is None or not self.gradients[-1] else self.gradients[0] / self.gradients[-1]
-
 
 def last_alone(direct: Sequence[float]) -> int | None:
     """The only step that the loss depends on directly; None if there are several or none.
