@@ -249,7 +249,7 @@ def words(capsys: pytest.CaptureFixture[str]) -> str:
 def test_preflight_of_a_recipe_and_the_best_change(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preflight", "--act", "relu", "--gain", "0.3", "--what-if"]) == 0
     printed = words(capsys)
-    assert printed.startswith("layer size gradient expected weight gain activation gain dead update ratio")
+    assert printed.startswith("weight activation update layer size gradient expected gain gain dead ratio state fc1")
     assert "vanishing: fc1 receives " in printed
     assert "What if change gradient drive spread verdict unchanged" in printed
     command = re.search(r"Or: (vgrad train .*)$", printed)
@@ -284,7 +284,7 @@ def test_preflight_of_a_users_model(folder: Path, capsys: pytest.CaptureFixture[
     assert "setattr(model.get_submodule(parent), child, nn." in printed
     assert "Or:" not in printed
     assert main(["preflight", "mine.model:with_adam"]) == 0
-    assert "update ratio" in words(capsys)
+    assert words(capsys).startswith("weight activation update layer gradient expected gain gain dead saturated ratio ")
 
 
 def test_some_layers_of_a_users_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,9 @@ Cells = Sequence[str]
 _LEFT_ALIGNED = ("run", "setting", "layer", "size", "state", "change", "verdict")
 _WORST_IS_LARGEST = ("dead", "saturated")
 
-_SEVERITY = ("non-finite", "no gradient", "dead", "large steps", "weak", "unused", "frozen", "healthy", "")
+_SEVERITY = (
+    "non-finite", "no gradient", "dead", "large steps", "zero gradient", "weak", "unused", "frozen", "healthy", "",
+)  # fmt: skip
 """States of layers, the worst first."""
 _QUIET = _SEVERITY[_SEVERITY.index("unused") :]
 
