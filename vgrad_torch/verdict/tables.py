@@ -27,7 +27,7 @@ _QUIET = _SEVERITY[_SEVERITY.index("unused") :]
 _OPENED = 36
 """Largest number of layers that are listed in blocks with an alarm; the other blocks are one row each."""
 
-_SHORT = 20
+_SHORT = 16
 """Letters that a name has at least before a column is left out for it."""
 
 
@@ -122,7 +122,7 @@ def layer_table(head: Cells, rows: Iterable[Cells], layers: str | None = None, h
         known = ", ".join([group.name for group in found.groups if group.inside][:3])
         raise UsageError(f"no layer's name contains {layers!r}" + (f"; the blocks are {known}, ..." if known else ""))
     listed = tuple(Row(labels[i], 1, cells[i][1:]) for i in places)
-    if not listed or _fits(_fitted(head, listed, least=max(len(row.name) for row in listed))):
+    if not found.prefix or _fit_uncut(head, listed):
         return LayerTable(head, listed, ())
     short = tuple(Row(found.names[i], 1, cells[i][1:]) for i in places)
     return LayerTable(head, short, tuple(filter(None, [found.remark()])))
@@ -224,7 +224,12 @@ def _without_size(row: Row) -> tuple[str, ...]:
     return (f"{name} ({row.count})" if row.count > 1 else name, *row.cells[1:])
 
 
-def _fitted(head: Cells, rows: Sequence[Row], least: int = _SHORT) -> list[str]:
+def _fit_uncut(head: Cells, rows: Sequence[Row]) -> bool:
+    """Whether the table has room for all names and columns."""
+    return _fits(_lines(head, [_with_size(row) for row in rows], 2, wrapped=True))
+
+
+def _fitted(head: Cells, rows: Sequence[Row]) -> list[str]:
     """The lines of the table. If they are too wide, the head is wrapped, the size left out, and names are shortened."""
     sized = len(head) > 1 and head[1] == "size"
     lines: list[str] = []
@@ -238,6 +243,6 @@ def _fitted(head: Cells, rows: Sequence[Row], least: int = _SHORT) -> list[str]:
         room = max(WIDTH - used, 8)
         cut = [(shortened(row[0], room), *row[1:]) for row in cells]
         lines = [*_lines(names, cut, gap, wrapped=wrapped)]
-        if room >= min(longest, least) and _fits(lines):
+        if room >= min(longest, _SHORT) and _fits(lines):
             break
     return lines

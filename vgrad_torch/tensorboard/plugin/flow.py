@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from vgrad_torch.tensorboard.plugin.order import forward_order, in_order
 from vgrad_torch.tensorboard.tags import Axes, Graph
 
 Array = npt.NDArray[np.float32]
@@ -55,7 +56,10 @@ class Table:
 
 
 def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> Table:
-    """One table of all (step, tensor), sorted by step. A ValueError names a tensor that does not fit `axes`."""
+    """One table of all (step, tensor), sorted by step, its layers in forward order.
+
+    A ValueError names a tensor that does not fit `axes`.
+    """
     if not points:
         raise ValueError("it holds no sample yet")
     shape = (axes.rows, len(axes.statistics))
@@ -69,10 +73,12 @@ def stack(axes: Axes, points: Sequence[tuple[int, npt.NDArray[np.generic]]]) -> 
         columns[:, i] = tensor.T[list(columns_read.values())]
     steps = np.array([points[index][0] for index in order], np.int64)
     layers = len(axes.layers)
-    of_layers = {name: column[:, :layers] for name, column in zip(columns_read, columns, strict=True)}
+    places = forward_order(axes)
+    of_layers = {name: column[:, places] for name, column in zip(columns_read, columns, strict=True)}
     place = [*columns_read].index("output_gradient_rms") if axes.graph else None
     junctions = np.empty((len(points), 0), np.float32) if place is None else columns[place, :, layers:]
-    return Table(axes.layers, steps, of_layers, axes.graph, junctions)
+    ordered = in_order(axes)
+    return Table(ordered.layers, steps, of_layers, ordered.graph, junctions)
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------

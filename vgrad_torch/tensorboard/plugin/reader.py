@@ -129,9 +129,10 @@ class Reader:
     def theory(self, query: Query, layers: list[str], step: int) -> dict[str, flow.Array]:
         """The theory's values for exactly these layers at the latest step at or before `step`; {} if there are none."""
         for series in self._list(query._replace(tag="")):
-            if series.tag.startswith(THEORY) and series.axes.layers == layers:
+            if series.tag.startswith(THEORY) and sorted(series.axes.layers) == sorted(layers):
                 table = flow.stack(series.axes, self._tensors(query._replace(tag=series.tag), PREVIEW))
-                lines = flow.at_step(table, table.index(step))
+                places = [table.layers.index(layer) for layer in layers]
+                lines = {name: line[places] for name, line in flow.at_step(table, table.index(step)).items()}
                 return {name: line for name, line in lines.items() if not np.isnan(line).all()}
         return {}
 

@@ -13,6 +13,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from vgrad_torch.tensorboard.plugin import flow
+from vgrad_torch.tensorboard.plugin.order import grouping, in_order
 from vgrad_torch.tensorboard.plugin.reader import Query, Reader, Refused
 from vgrad_torch.tensorboard.plugin.waterfall import waterfall_view
 from vgrad_torch.tensorboard.tags import PLUGIN_NAME, layer_label
@@ -22,6 +23,7 @@ STATIC = {
     "index.js": "text/javascript",
     "page.js": "text/javascript",
     "state.js": "text/javascript",
+    "rows.js": "text/javascript",
     "charts.js": "text/javascript",
     "waterfall.js": "text/javascript",
     "time.js": "text/javascript",
@@ -70,12 +72,14 @@ class GradientFlow(base_plugin.TBPlugin):  # type: ignore[misc]
         """All series with their layers or their problem, and the notes of their runs."""
         query = _query(request)
         notes, timed = self._reader.notes(query), self._reader.timed(query)
-        series = [
-            {"run": s.run, "tag": s.tag, "layers": s.axes.layers, "names": [*map(layer_label, s.axes.layers)],
-             "stamp": s.stamp, "problem": s.problem, "notes": notes.get(s.run, {}),
-             "timed": [layer for layer in s.axes.layers if layer in timed.get(s.run, set())]}
-            for s in self._reader.series(query)
-        ]  # fmt: skip
+        series = []
+        for s in self._reader.series(query):
+            layers = in_order(s.axes).layers
+            timed_layers = [layer for layer in layers if layer in timed.get(s.run, set())]
+            series.append(
+                {"run": s.run, "tag": s.tag, "layers": layers, **grouping(layers), "stamp": s.stamp,
+                 "problem": s.problem, "notes": notes.get(s.run, {}), "timed": timed_layers}
+            )  # fmt: skip
         return http_util.Respond(request, {"series": series}, "application/json")
 
     def _flow(self, request: Any) -> Any:

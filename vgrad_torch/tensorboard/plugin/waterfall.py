@@ -13,6 +13,7 @@ from typing import Any
 
 from vgrad_torch.records import JunctionSnapshot, LayerSnapshot, Snapshot, Stats
 from vgrad_torch.tensorboard import tags
+from vgrad_torch.tensorboard.plugin.order import grouping
 from vgrad_torch.verdict.labels import called
 from vgrad_torch.verdict.waterfall import Factor, Waterfall, reached, waterfall
 
@@ -46,9 +47,10 @@ def waterfall_view(
     graph: tags.Graph | None = None,
     junctions: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """What the page draws, as JSON can hold it: `text`, `bars` from the last layer to the first, and `levels`.
+    """What the page draws, as JSON can hold it: `text`, `bars` from the last layer to the first, `levels`, `blocks`.
 
-    `levels` are the output gradients of the path's layers, [layer, value relative to the last layer]. The arguments are
+    `levels` are the output gradients of the path's layers, [layer, value relative to the last layer]. `blocks` are the
+    bars of each block that is not opened: for each kind one, the product of its factors. The arguments are
     the layers' tags and the RMS of their gradients, infinity where there is NaN or infinity, NaN where nothing was
     measured; and the graph with the RMS of the gradients at its junctions.
     """
@@ -59,8 +61,10 @@ def waterfall_view(
     path = [places[label] for label in found.path] if found else []
     bars = list(_bars(found, places)) if found else []
     levels = [[index, _rounded(output_gradients[index] / output_gradients[path[0]])] for index in path]
+    groups = grouping(layers)["blocks"]
     text = _text(measured, reached(snapshot), found, snapshot.graph_problem)
-    return {"text": text, "bars": [_drawn(bar, snapshot.layers) for bar in bars], "levels": levels}
+    return {"text": text, "bars": [_drawn(bar, snapshot.layers) for bar in bars], "levels": levels,
+            "blocks": [[*_together(group, bars)] for group in groups]}  # fmt: skip
 
 
 def _snapshot(
@@ -124,6 +128,22 @@ def _drawn(bar: Bar, layers: Sequence[LayerSnapshot]) -> dict[str, Any]:
     ends = {"before": _rounded(bar.before), "after": _rounded(bar.after)}
     indices = {"start": bar.start, "end": bar.end}
     return {"kind": bar.factor.kind, **indices, **ends, "number": number, "tip": f"{what}: {number}"}
+
+
+def _together(group: Mapping[str, Any], bars: Sequence[Bar]) -> Iterator[dict[str, Any]]:
+    """A bar for each kind of factor in a block; the activation or sum behind its last layer counts as in it."""
+    own = [bar for bar in bars if group["start"] <= bar.end < group["end"]]
+    level = own[0].before if own else 1.0
+    for kind in ("unsplit", "stream", "activation", "weight"):
+        gains = [bar.factor.gain for bar in own if bar.factor.kind == kind]
+        if not gains:
+            continue
+        after = level * math.prod(gains)
+        number = f"{TIMES}{_number(sum(map(math.log10, gains)))}"
+        many = "1 factor" if len(gains) == 1 else f"{len(gains)} factors"
+        tip = f"{_NAMES[kind]} in {called(group['name'])}, {many}: {number}"
+        yield {"kind": kind, "before": _rounded(level), "after": _rounded(after), "number": number, "tip": tip}
+        level = after
 
 
 # --- sentences -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // Flow map and depth profile. Each is drawn into an element of a given width.
 
-import { count, shade, shorten, special, stepTicks } from './scales.js';
+import { rowHeight, rowName } from './rows.js';
+import { count, shade, special, stepTicks } from './scales.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 export const RIGHT = 20;
@@ -26,13 +27,14 @@ function title(parent, text) {
 // --- flow map ------------------------------------------------------------------------------------------------------
 
 const MAP_BOTTOM = 22;
-const rowsHeight = (layers) => Math.max(60, 2 * layers, Math.min(400, 22 * layers)); // a pixel for each half of a cell
+// At least a pixel for each half of a cell.
+const rowsHeight = (rows) => Math.max(60, rowHeight(rows) * rows.length, Math.min(400, 22 * rows.length));
 
-// `view`: {flow, names, tags, scale, extent: [first step, end], left, description, format, pick(step), tip(event, lines)}.
+// `view`: {flow, rows, scale, extent: [first step, end], left, description, format, pick(step), tip(event, lines), redraw}.
 // Returns a function that moves the mark of the chosen step.
 export function drawMap(element, width, view) {
-  const { flow, names, extent, left } = view;
-  const height = rowsHeight(names.length);
+  const { flow, rows, extent, left } = view;
+  const height = rowsHeight(rows);
   const inner = Math.max(width - left - RIGHT, 50);
   const ends = [...flow.starts.slice(1), lastEnd(flow.starts)];
   const x = (step) => left + ((step - extent[0]) / (extent[1] - extent[0])) * inner;
@@ -41,7 +43,7 @@ export function drawMap(element, width, view) {
   element.append(canvas);
   paint(canvas, inner, height, view, ends);
   const root = picture(element, width, height + MAP_BOTTOM, view.description);
-  nameRows(root, names, left, height);
+  nameRows(root, rows, left, height, view.redraw);
   stepAxis(root, extent, x, left, inner, height);
   const mark = svg('path', { class: 'cursor' }, root);
   const area = svg('rect', { x: left, y: 0, width: inner, height, class: 'area' }, root);
@@ -49,14 +51,14 @@ export function drawMap(element, width, view) {
     const box = area.getBoundingClientRect();
     const step = extent[0] + ((event.clientX - box.left) / box.width) * (extent[1] - extent[0]);
     const bucket = Math.max(0, flow.starts.findLastIndex((start) => start <= step));
-    const layer = Math.floor(((event.clientY - box.top) / box.height) * names.length);
-    return { bucket: step < ends.at(-1) ? bucket : -1, layer: Math.max(0, Math.min(names.length - 1, layer)) };
+    const layer = Math.floor(((event.clientY - box.top) / box.height) * rows.length);
+    return { bucket: step < ends.at(-1) ? bucket : -1, layer: Math.max(0, Math.min(rows.length - 1, layer)) };
   };
   area.addEventListener('click', (event) => at(event).bucket >= 0 && view.pick(flow.steps[at(event).bucket]));
   area.addEventListener('mouseleave', () => view.tip(event, null));
   area.addEventListener('mousemove', (event) => {
     const { bucket, layer } = at(event);
-    view.tip(event, bucket < 0 || !names.length ? null : cellTip(view, ends, bucket, layer));
+    view.tip(event, bucket < 0 || !rows.length ? null : cellTip(view, ends, bucket, layer));
   });
   return (step) => mark.setAttribute('d', `M${x(step)},-1V${height + 4}`);
 }
@@ -64,23 +66,23 @@ export function drawMap(element, width, view) {
 export const lastEnd = (starts) => starts.at(-1) + Math.max(1, starts.at(-1) - (starts.at(-2) ?? starts.at(-1) - 1));
 
 function cellTip(view, ends, bucket, layer) {
-  const { flow, names, tags } = view;
+  const { flow, rows } = view;
   const [low, high] = [flow.arrays.low, flow.arrays.high].map((m) => m.values[layer * m.columns + bucket]);
   const several = flow.samples > flow.starts.length && ends[bucket] - 1 > flow.starts[bucket];
   const first = count(flow.starts[bucket]);
   const steps = several ? `steps ${first} to ${count(ends[bucket] - 1)}` : `step ${first}`;
   const values = Object.is(low, high) ? view.format(low) : `${view.format(low)} to ${view.format(high)}`;
-  return [names[layer], tags[layer], `${steps}: ${values}`];
+  return [...(rows[layer].block ? [] : [rows[layer].full]), rows[layer].title, `${steps}: ${values}`];
 }
 
 // Paints cell by cell in device pixels. The upper half of a cell shows the largest value of its steps, the lower half
 // the smallest. Buckets that share a pixel are painted as one cell.
-function paint(canvas, width, height, { flow, names, scale, extent }, ends) {
+function paint(canvas, width, height, { flow, rows: layers, scale, extent }, ends) {
   const ratio = window.devicePixelRatio || 1;
   const [columns, rows] = [canvas.width, canvas.height] = [Math.round(width * ratio), Math.round(height * ratio)];
   const context = canvas.getContext('2d');
   const image = context.createImageData(columns, rows);
-  const halves = halfRows(rows, names.length);
+  const halves = halfRows(rows, layers.length);
   const column = (step) => Math.round(((step - extent[0]) / (extent[1] - extent[0])) * columns);
   const specialCells = [];
   for (let bucket = 0; bucket < flow.starts.length; ) {
@@ -134,14 +136,13 @@ export function fill(image, [left, right, top, bottom], { plain, stripe, slope }
 
 const packed = ([red, green, blue]) => red | (green << 8) | (blue << 16) | (255 << 24);
 
-function nameRows(root, names, left, height) {
-  const row = height / names.length;
-  const stride = Math.ceil(13 / row);
-  names.forEach((name, i) => {
-    if (i % stride && i !== names.length - 1) return;
-    if (i !== names.length - 1 && i > names.length - 1 - stride) return;
-    const label = svg('text', { x: left - 6, y: (i + 0.5) * row, class: 'name end middle' }, root, shorten(name));
-    title(label, name);
+function nameRows(root, rows, left, height, redraw) {
+  const high = height / rows.length;
+  const stride = Math.ceil(13 / high);
+  rows.forEach((row, i) => {
+    if (i % stride && i !== rows.length - 1) return;
+    if (i !== rows.length - 1 && i > rows.length - 1 - stride) return;
+    rowName(root, { x: left - 6, y: (i + 0.5) * high, class: 'name end middle' }, row, 20, redraw);
   });
 }
 
@@ -159,9 +160,9 @@ const BOTTOM = 26;
 const TOP = 10;
 
 // Draws bands of equal width for the layers with their names below, and an axis with a grid for the values.
-export function layerFrame(root, { names, left, width, height, scale, top = 0, bottom = 0 }) {
+export function layerFrame(root, { rows, left, width, height, scale, redraw, top = 0, bottom = 0 }) {
   const inner = width - left - RIGHT;
-  const band = inner / Math.max(names.length, 1);
+  const band = inner / Math.max(rows.length, 1);
   const x = (layer) => left + (layer + 0.5) * band;
   const [high, low] = [TOP + top, height - BOTTOM - bottom];
   const y = (value) => low - scale.share(value) * (low - high);
@@ -170,21 +171,22 @@ export function layerFrame(root, { names, left, width, height, scale, top = 0, b
     svg('path', { d: `M${left},${place}h${inner}`, class: 'grid' }, root);
     svg('text', { x: left - 12, y: place, class: 'tick end middle' }, root, label);
   }
-  const wide = Math.max(...names.map((name) => name.length), 1) * 6.6 + 8;
+  const wide = Math.max(...rows.map(({ name }) => name.length), 1) * 6.6 + 8;
   const stride = Math.ceil(Math.min(wide, 90) / band);
   const letters = Math.floor((stride * band - 8) / 6.6);
-  names.forEach((name, i) => {
+  rows.forEach((row, i) => {
     if (i % stride) return;
-    title(svg('text', { x: x(i), y: height - BOTTOM + 16, class: 'name center' }, root, shorten(name, letters)), name);
+    rowName(root, { x: x(i), y: height - BOTTOM + 16, class: 'name center' }, row, letters, redraw);
   });
   return { x, y, band, inner, high, low };
 }
 
-// `view`: {lines: [{label, style, tags, values, theory}], names, scale, left, description, tip, format}.
+// `view`: {lines: [{label, style, rows, spreads, theory}], rows, scale, left, description, tip, format, redraw}. For each
+// row, `spreads` has the median, the smallest and the largest value of its layers.
 export function drawProfile(element, width, view) {
   const height = 270;
   const root = picture(element, width, height, view.description);
-  const every = view.lines.flatMap(({ values }) => [...values]);
+  const every = view.lines.flatMap(({ spreads }) => spreads.flat());
   const top = every.includes(Infinity) ? 20 : 0;
   const bottom = view.scale.log && every.includes(0) ? 20 : 0;
   const frame = layerFrame(root, { ...view, width, height, top, bottom });
@@ -195,7 +197,8 @@ export function drawProfile(element, width, view) {
     if (value === Infinity) return TOP + 4;
     return value === 0 && view.scale.log ? height - BOTTOM - 4 : frame.y(value);
   };
-  for (const { style, values, theory } of view.lines) {
+  for (const { style, spreads, theory } of view.lines) {
+    const values = spreads.map(([median]) => median);
     const stroke = { style: `stroke:${style.colour}` };
     if (theory) svg('path', { d: path(theory, frame.x, frame.y, view.scale), class: 'theory', ...stroke }, root);
     svg('path', { d: path(values, frame.x, frame.y, view.scale), class: 'line', ...stroke }, root);
@@ -228,14 +231,19 @@ function path(values, x, y, scale) {
   }).join('');
 }
 
-function drawMarks(root, { label, style, values, theory, tags }, frame, place, view) {
+function drawMarks(root, { label, style, rows, spreads, theory }, frame, place, view) {
   const size = Math.min(1, Math.max(0.35, frame.band / 16));
-  values.forEach((value, i) => {
+  spreads.forEach(([value, low, high], i) => {
     if (Number.isNaN(value)) return;
+    const several = rows[i].block !== undefined;
+    const stroke = { class: 'span', style: `stroke:${style.colour}` };
+    if (several) svg('path', { d: `M${frame.x(i)},${place(low)}V${place(high)}`, ...stroke }, root);
     const move = `translate(${frame.x(i).toFixed(1)},${place(value).toFixed(1)}) scale(${size})`;
     const mark = svg('path', { d: style.mark, transform: move, style: `fill:${style.colour}`, class: 'mark' }, root);
+    const number = several
+      ? `median ${view.format(value)}, from ${view.format(low)} to ${view.format(high)}` : view.format(value);
     const expected = theory ? [`theory: ${view.format(theory[i])}`] : [];
-    mark.addEventListener('mousemove', (event) => view.tip(event, [label, tags[i], view.format(value), ...expected]));
+    mark.addEventListener('mousemove', (event) => view.tip(event, [label, rows[i].title, number, ...expected]));
     mark.addEventListener('mouseleave', (event) => view.tip(event, null));
   });
 }

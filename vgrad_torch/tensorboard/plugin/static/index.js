@@ -4,6 +4,7 @@ import { drawMap, drawProfile, lastEnd, svg } from './charts.js';
 import { loadProfile, loadSeries, onReload } from './data.js';
 import { build, h, QUANTITIES } from './page.js';
 import { count, format, gradient, logScale, runStyle, shareScale, shorten, SPECIAL } from './scales.js';
+import { columnsOf, extremes, hasBlocks, rowHead, rowsOf, spreads } from './rows.js';
 import {
   allSteps, currentStep, drawable, flowOf, keyOf, loaded, loadOne, profiled, profileOf, range, shown, state,
 } from './state.js';
@@ -24,7 +25,7 @@ export async function render() {
   document.documentElement.lang = 'en';
   document.head.append(h('link', { rel: 'stylesheet', href: './style.css' }));
   followTheme();
-  page = build({ slide, choose, numbers: drawNumbers }, state.quantity);
+  page = build({ slide, choose, numbers: drawNumbers, redraw: draw }, state.quantity);
   onReload(refresh);
   await refresh();
   window.addEventListener('resize', drawSoon);
@@ -136,6 +137,7 @@ function drawSoon() {
 function draw() {
   page.tip.hidden = true;
   drawRuns();
+  page.filter.show(drawable());
   drawLegend();
   drawMaps();
   drawStep();
@@ -197,14 +199,17 @@ function drawLegend() {
   const thinned = drawable().some((series) => flowOf(series).samples > flowOf(series).starts.length);
   page.explained.textContent =
     `${name}: ${meaning}. Rows are layers, the first one on top; columns are training steps.` +
-    (thinned ? ' A cell of several steps shows their largest value in its upper half, the smallest in its lower half.' : '');
+    (thinned ? ' A cell of several steps shows their largest value in its upper half, the smallest in its lower half.' : '') +
+    (drawable().some(hasBlocks)
+      ? ' A row with ▸ is a block of layers: the largest value of its layers is in its upper half, the smallest in its ' +
+        'lower half. Click on its name to open it.' : '');
 }
 
 const LETTER_WIDTH = 6.4;
 
 // The space for the layers' names is the same in all pictures.
 function leftMargin() {
-  const lengths = drawable().flatMap(({ names }) => names.map((name) => shorten(name).length));
+  const lengths = drawable().flatMap((series) => rowsOf(series).map(({ name }) => shorten(name).length));
   const longest = Math.max(5, ...lengths);
   return Math.round(18 + LETTER_WIDTH * longest);
 }
@@ -215,7 +220,7 @@ function drawMaps() {
   const flows = drawable().map(flowOf);
   const starts = flows.map((flow) => flow.starts);
   const extent = [Math.min(...starts.map(([first]) => first)), Math.max(...starts.map(lastEnd))];
-  const common = { scale: scale(), extent, left: leftMargin(), pick, tip, format: formatted };
+  const common = { scale: scale(), extent, left: leftMargin(), pick, tip, format: formatted, redraw: draw };
   const cards = allSeries.map((series) =>
     h('div', { class: 'card', 'data-run': series.run }, heading(series), ...notes(series)));
   page.maps.replaceChildren(...cards);
@@ -224,10 +229,16 @@ function drawMaps() {
     if (!flow || !series.layers.length) return;
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
-    const { names, layers: tags } = series;
-    const size = `${names.length} layers over ${count(flow.samples)} steps`;
+    const rows = rowsOf(series);
+    if (!rows.length) {
+      box.append(h('p', { class: 'muted' }, 'No layer has this in its name.'));
+      return;
+    }
+    const { low, high } = flow.arrays;
+    const arrays = { low: extremes(low, rows, false), high: extremes(high, rows, true) };
+    const size = `${series.names.length} layers over ${count(flow.samples)} steps`;
     const description = `Flow map of ${label(series)}: ${QUANTITIES[state.quantity][0]} of ${size}`;
-    markMovers.push(drawMap(box, box.clientWidth, { ...common, flow, names, tags, description }));
+    markMovers.push(drawMap(box, box.clientWidth, { ...common, flow: { ...flow, arrays }, rows, description }));
   });
   drawTimes(page, drawable(), { ...common, heading });
 }
@@ -236,7 +247,7 @@ const heading = (series) => h('h3', {}, swatch(series), h('span', {}, label(seri
 
 function notes(series) {
   const problem = loaded(series)?.problem;
-  const texts = Object.values(series.notes).map(note);
+  const texts = [...Object.values(series.notes), series.grouped].filter(Boolean).map(note);
   return problem ? [h('p', { class: 'problem', role: 'alert' }, problem), ...texts] : texts;
 }
 
@@ -263,27 +274,30 @@ function drawStep() {
 }
 
 function drawProfiles() {
-  const lines = profiled().map((series) => ({
-    label: label(series), style: styleOf(series), tags: series.layers,
-    values: profileOf(series).values(state.quantity), theory: profileOf(series).theory(state.quantity),
-  }));
-  const names = deepestNames();
+  const lines = profiled().map((series) => {
+    const [rows, profile] = [columnsOf(series), profileOf(series)];
+    const theory = profile.theory(state.quantity);
+    const predicted = theory && spreads(theory, rows).map(([median]) => median);
+    return { label: label(series), style: styleOf(series), rows, spreads: spreads(profile.values(state.quantity), rows), theory: predicted };
+  });
+  const rows = deepest() ? columnsOf(deepest()) : [];
   const theories = lines.flatMap(({ theory }) => (theory ? [theory] : []));
   const description = `${QUANTITIES[state.quantity][1]} of each layer at step ${count(currentStep())}`;
-  const view = { lines, names, scale: scale(theories), left: leftMargin(), description, tip, format: formatted };
+  const view = { lines, rows, scale: scale(theories), left: leftMargin(), description, tip, format: formatted, redraw: draw };
   page.profileText.textContent = [
     `${description}${otherSteps()}.`,
     theories.length ? 'Dashed: theory, before training.' : '',
+    profiled().some(hasBlocks) ? 'A block is at the median of its layers; its line spans all of them.' : '',
     ...profiled().map((series) => profileOf(series).problem),
   ].filter(Boolean).join(' ');
   page.profile.replaceChildren();
-  if (names.length) drawProfile(page.profile, page.profile.clientWidth, view);
+  if (rows.length) drawProfile(page.profile, page.profile.clientWidth, view);
   drawNumbers();
   drawWaterfalls();
 }
 
-// The layers' names of the run that has most of them.
-const deepestNames = () => profiled().reduce((most, { names }) => (names.length > most.length ? names : most), []);
+// The run with most layers. The rows of the others have its names.
+const deepest = () => profiled().reduce((most, series) => (series.names.length > (most?.names.length ?? 0) ? series : most), null);
 
 // A run without a sample at the chosen step shows its latest one before it.
 function otherSteps() {
@@ -294,29 +308,34 @@ function otherSteps() {
 function drawNumbers() {
   page.numbers.querySelector('.scroll')?.remove();
   if (!page.numbers.open) return;
-  const columns = profiled();
-  const cell = (series, i) => (i < series.layers.length ? formatted(profileOf(series).values(state.quantity)[i]) : '');
-  const rows = deepestNames().map((name, i) =>
-    h('tr', {}, h('th', { scope: 'row' }, name), ...columns.map((series) => h('td', {}, cell(series, i)))));
-  const head = h('tr', {}, h('th', {}, 'layer'), ...columns.map((series) => h('th', { scope: 'col' }, label(series))));
+  const columns = profiled().map((series) => spreads(profileOf(series).values(state.quantity), rowsOf(series)));
+  const cell = (column, i) => (i < column.length ? formatted(column[i][0]) : '');
+  const rows = (deepest() ? rowsOf(deepest()) : []).map((row, i) =>
+    h('tr', {}, rowHead(row, draw), ...columns.map((column) => h('td', {}, cell(column, i)))));
+  const head = h('tr', {}, h('th', {}, 'layer'), ...profiled().map((series) => h('th', { scope: 'col' }, label(series))));
   const table = h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows));
   page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, table));
 }
 
 function drawWaterfalls() {
   const waterfalls = profiled().map((series) => profileOf(series).waterfall);
-  const levels = waterfalls.flatMap(({ bars }) => bars.flatMap(({ before, after }) => [before, after]));
+  page.blockText.textContent = profiled().some(hasBlocks)
+    ? 'A block has one bar for each kind of factor: the product of those in it and just behind it. ' : '';
+  const levels = waterfalls.flatMap(({ bars, blocks }) => [...bars, ...blocks.flat()].flatMap(({ before, after }) => [before, after]));
   const scale = logScale(levels.reduce((a, b) => Math.min(a, b), 0.1), levels.reduce((a, b) => Math.max(a, b), 1));
   const cards = profiled().map((series, i) => {
     const text = h('p', { class: 'words' }, waterfalls[i].text);
     return h('div', { class: 'card', 'data-run': series.run }, heading(series), text);
   });
   page.waterfalls.replaceChildren(...cards);
-  profiled().forEach(({ names }, i) => {
-    if (!waterfalls[i].bars.length) return;
+  profiled().forEach((series, i) => {
+    const rows = columnsOf(series);
+    if (!waterfalls[i].bars.length || !rows.length) return;
     const box = h('div', { class: 'picture' });
     cards[i].append(box);
-    drawWaterfall(box, box.clientWidth, { waterfall: waterfalls[i], names, scale, left: leftMargin(), tip });
+    drawWaterfall(box, box.clientWidth, {
+      waterfall: waterfalls[i], rows, blocks: series.blocks, scale, left: leftMargin(), tip, redraw: draw,
+    });
   });
 }
 

@@ -1,5 +1,7 @@
 // The parts of the page that are always there, and a function that makes elements.
 
+import { filterBox } from './rows.js';
+
 // Quantity -> its name, and the number that is drawn.
 export const QUANTITIES = {
   weight_gradient: ['weight gradients', 'log10 RMS of dL/dW'],
@@ -21,13 +23,14 @@ export function h(name, attributes = {}, ...children) {
   return element;
 }
 
-// Builds the page without data. `on` has the functions to call: slide(), choose(quantity), numbers().
+// Builds the page without data. `on` has the functions to call: slide(), choose(quantity), numbers(), redraw().
 export function build(on, chosen) {
   const page = {};
   page.runs = h('div', { id: 'runs' });
   page.notice = h('p', { id: 'notice', role: 'status' });
   page.slider = h('input', { type: 'range', id: 'step', min: 0, max: 0, step: 1, oninput: on.slide });
   page.step = h('output', { for: 'step' });
+  page.filter = filterBox(on.redraw);
   page.status = h('span', { id: 'status', class: 'muted', role: 'status' });
   page.explained = h('p', { class: 'muted' });
   page.legend = h('div', { class: 'keys', id: 'legend' });
@@ -36,6 +39,7 @@ export function build(on, chosen) {
   page.profile = h('div', { class: 'picture' });
   page.numbers = h('details', { id: 'numbers', ontoggle: on.numbers }, h('summary', {}, 'Show the numbers'));
   page.waterfalls = h('div', { class: 'cards', id: 'waterfalls' });
+  page.blockText = h('span');
   page.tip = h('div', { id: 'tip', hidden: true });
   page.main = h('main', {}, stepBar(page), mapSection(page), timeSection(page), profileSection(page), waterfallSection(page));
   page.body = h('div', { id: 'page', hidden: true }, aside(page, on, chosen), page.main);
@@ -56,7 +60,7 @@ function aside(page, on, chosen) {
     h('fieldset', {}, h('legend', {}, 'Runs'), page.runs), page.notice);
 }
 
-const stepBar = (page) => h('div', { id: 'steps' }, h('label', { for: 'step' }, 'Step'), page.slider, page.step, page.status);
+const stepBar = (page) => h('div', { id: 'steps' }, h('label', { for: 'step' }, 'Step'), page.slider, page.step, page.filter.box, page.status);
 
 const mapSection = (page) => h('section', { id: 'flow' },
   h('header', {}, h('div', {}, h('h2', {}, 'Flow map'), page.explained), page.legend), page.maps);
@@ -91,7 +95,7 @@ function waterfallSection(page) {
           'Log axis; 1 is the output gradient of the last layer.')),
       h('div', { class: 'keys' }, key('weight', 'weights'), key('activation', 'activations'), key('stream', 'residual sums and joins'), key('unsplit', 'not split'))),
     page.waterfalls,
-    h('p', { class: 'muted' },
+    h('p', { class: 'muted' }, page.blockText,
       'Weights: RMS of a layer’s input gradient over RMS of its output gradient. Activations: RMS of a layer’s output ' +
       'gradient over RMS of the next layer’s input gradient. Not split: both together, where an input gradient is missing. ' +
       'Shares are shares of the logarithm. In a model with branches or residual connections, a factor also includes the ' +

@@ -7,6 +7,7 @@ export const state = {
   chosen: new Map(), // key of a series -> whether it is shown; the user's choice outlives a reload
   flows: new Map(), // key and quantity -> {stamp, flow} or {stamp, problem}
   profiles: new Map(), // key -> profile
+  open: new Set(), filter: '', // names of the blocks that are open; what the names of the layers must have
   loadId: 0, // of the newest load; answers to older ones are dropped
 };
 

@@ -2,24 +2,38 @@
 
 import { layerFrame, picture, svg } from './charts.js';
 
-// `view`: {waterfall, names, scale, left, tip}.
+// `view`: {waterfall, rows, blocks, scale, left, tip, redraw}. A block that is a row has its own bars; a layer that is no
+// row has none.
 export function drawWaterfall(element, width, view) {
-  const { text, bars, levels } = view.waterfall;
+  const { text, bars, levels, blocks } = view.waterfall;
   const height = 220;
   const root = picture(element, width, height, text);
   const frame = layerFrame(root, { ...view, width, height });
   const half = frame.band / 2;
+  const rowOf = (layer) => view.rows.findIndex(({ from, to }) => from <= layer && layer < to);
   for (const bar of bars) {
+    const [start, end] = [rowOf(bar.start), rowOf(bar.end)];
+    if (start < 0 || end < 0 || view.rows[end].block) continue;
     const [from, to] = {
-      weight: [frame.x(bar.start) - half, frame.x(bar.start)],
-      activation: [frame.x(bar.end), frame.x(bar.end) + half],
-      stream: [frame.x(bar.end), frame.x(bar.start) - half],
-      unsplit: [frame.x(bar.end), frame.x(bar.start)],
+      weight: [frame.x(start) - half, frame.x(start)],
+      activation: [frame.x(end), frame.x(end) + half],
+      stream: [frame.x(end), frame.x(start) - half],
+      unsplit: [frame.x(end), frame.x(start)],
     }[bar.kind];
     drawBar(root, bar, from, to, frame, view);
   }
+  view.rows.forEach(({ block, from: first }, row) => {
+    const own = block === undefined ? [] : blocks[view.blocks.findIndex(({ start }) => start === first)];
+    const wide = frame.band / Math.max(own.length, 1);
+    own.forEach((bar, i) => {
+      const right = frame.x(row) + half - i * wide;
+      drawBar(root, bar, right - wide, right, frame, view);
+    });
+  });
   for (const [layer, value] of levels) {
-    svg('circle', { cx: frame.x(layer), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
+    const row = rowOf(layer);
+    if (row < 0 || view.rows[row].block) continue;
+    svg('circle', { cx: frame.x(row), cy: frame.y(value), r: Math.min(3, 0.7 * half), class: 'level' }, root);
   }
 }
 
