@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,10 +19,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import vgrad_torch as vg
-from tests import ROOT
 from tests.support import parallel, shared_runs
 from tests.support.assertions import assert_matches, chain_oracle
 from tests.support.parallel import STEPS, TIMEOUT, TRAININGS, X, Y
+from tests.support.warm import run_ranks, started_ranks
 from vgrad_torch.distributed.joint_snapshot import merged
 from vgrad_torch.distributed.ranks import Ranks
 from vgrad_torch.records import QUANTITIES, LayerSnapshot, Snapshot, Stats
@@ -35,21 +31,13 @@ from vgrad_torch.watching.selection import select
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 SCRIPT = Path(parallel.__file__)
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both ranks left behind."""
     folder = tmp_path_factory.mktemp("parallel")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(SCRIPT), str(folder), "seen"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(2, SCRIPT, str(folder), "seen")
     return folder
 
 
@@ -278,21 +266,10 @@ def test_what_one_rank_is_refused_all_are(ranks: list[dict[str, Any]]) -> None:
 # --- a rank that is lost --------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return int(s.getsockname()[1])
-
-
 def test_a_lost_rank_does_not_hang_the_other(tmp_path: Path) -> None:
     """Without torchrun, which would end the other rank itself."""
-    common = ENVIRONMENT | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "lost"]
     with ExitStack() as stack:
-        processes = [
-            stack.enter_context(subprocess.Popen(command, env=common | {"RANK": str(rank)}, stderr=-1, text=True))
-            for rank in range(2)
-        ]
+        processes = started_ranks(2, SCRIPT, str(tmp_path), "lost")
         for process in processes:
             stack.callback(process.kill)
         said = [process.communicate(timeout=60)[1] for process in processes]

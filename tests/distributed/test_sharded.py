@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import torch
 from torch import nn
 
 import vgrad_torch as vg
-from tests import ROOT
 from tests.support import parallel, sharded
 from tests.support.parallel import STEPS, X, Y
+from tests.support.warm import run_ranks
 from vgrad_torch.distributed.joint_snapshot import merged
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, LayerSnapshot, Snapshot, Stats
 
@@ -46,14 +43,7 @@ SHARDINGS = (
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
-    done = subprocess.run(
-        [*torchrun, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(request.param, SCRIPT, str(folder))
     return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in range(request.param)]
 
 

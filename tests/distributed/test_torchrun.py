@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from tests import ROOT
+from tests.support.warm import VGRAD, WarmProcess, started_ranks
 from vgrad_torch.cli.parser import main
 from vgrad_torch.tensorboard import tags
 
@@ -29,12 +29,6 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TRAIN = ["-m", "--", "vgrad_torch", "train", "--act", "sigmoid"]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return str(s.getsockname()[1])
 
 
 def logged(runs: Path) -> dict[str, Any]:
@@ -102,28 +96,16 @@ def started() -> Iterator[Any]:
     """Starts two processes as torchrun would, and ends them with the test."""
     with ExitStack() as stack:
 
-        def start(*arguments: str) -> list[subprocess.Popen[str]]:
-            place = {
-                "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port(),
-                "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-            }  # fmt: skip
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, *TRAIN[:1], *TRAIN[2:], *arguments],
-                    env=ENVIRONMENT | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                )
-                for rank in range(2)
-            ]  # fmt: skip
+        def start(*arguments: str) -> list[WarmProcess]:
+            processes = started_ranks(2, VGRAD, *TRAIN[3:], *arguments)
             for process in processes:
-                stack.enter_context(process)
                 stack.callback(process.kill)
             return processes
 
         yield start
 
 
-def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def ends(processes: Sequence[subprocess.Popen[str] | WarmProcess]) -> list[tuple[int | None, str, str]]:
     """Exit code, output and complaints of each."""
     said = [process.communicate(timeout=60) for process in processes]
     return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -33,7 +33,17 @@ PLANS = {
 Event = tuple[Any, ...]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+class Process(Protocol):
+    """What is needed of a process."""
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]: ...
+
+
+def start(*arguments: str) -> Process:
     """Train with one thread, since the order of sums depends on the number of threads; warnings are errors.
 
     Torch 2.6 itself leaves a temporary folder to the end of the process.
@@ -44,7 +54,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: Process) -> None:
     """Wait until the process has ended; it must have exit code 0 and no output on stderr."""
     out, err = process.communicate(timeout=300)
     if process.returncode or err:
@@ -90,7 +100,7 @@ def difference(run: Path, undisturbed: Path, before: Counter[Event]) -> str:
 class Trial:
     """A training in the folder `runs`, whose event file will have about `size` bytes."""
 
-    process: subprocess.Popen[str]
+    process: Process
     runs: Path
     size: int
     chance: random.Random
@@ -152,7 +162,14 @@ def undisturbed(plan: str, runs: Path) -> int:
     return Trial(process, runs, 0, random.Random()).logged()
 
 
-def survivor(plan: str, runs: Path, kills: list[Any], size: int, chance: random.Random) -> tuple[Path, list[str]]:
+def survivor(
+    plan: str,
+    runs: Path,
+    kills: list[Any],
+    size: int,
+    chance: random.Random,
+    start: Callable[..., Process] = start,
+) -> tuple[Path, list[str]]:
     """A run that is killed at these instants, and resumed each time; and where it was when it was killed."""
     run, where, before = None, [], Counter[Event]()
     for instant in [*kills, None]:

@@ -19,6 +19,7 @@ from joblib.externals.loky import reusable_executor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import ROOT
+from tests.support.warm import VGRAD, WarmProcess
 from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
@@ -111,10 +112,8 @@ def test_a_cell_that_could_not_be_kept_is_made_again(tmp_path: Path, monkeypatch
 COMMAND = ["sweep", "--data", "circles", "--act", "relu,tanh", "--seeds", "3", "--epochs", "12", "--name", "s"]
 
 
-def start(runs: Path, *more: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "vgrad_torch", *COMMAND, "--runs", str(runs), *more]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+def start(runs: Path, *more: str) -> WarmProcess:
+    return WarmProcess(VGRAD, [*COMMAND, "--runs", str(runs), *more], new_session=True)
 
 
 def wait_for(files: Path, pattern: str, count: int) -> None:

@@ -21,6 +21,7 @@ import torch
 from tests import ROOT
 from tests.scripts import kills
 from tests.support import browser
+from tests.support.warm import VGRAD, WarmProcess
 from vgrad_torch import training
 from vgrad_torch.cli.parser import main
 from vgrad_torch.errors import UsageError
@@ -389,10 +390,15 @@ def test_a_config_is_its_differences_from_the_recipe(tmp_path: Path) -> None:
         assert read_config(tmp_path) == config
 
 
+def start(*arguments: str) -> WarmProcess:
+    return WarmProcess(VGRAD, ["train", *arguments], strict=True)
+
+
 def test_runs_killed_with_sigkill_end_as_if_undisturbed(tmp_path: Path) -> None:
     chance = random.Random(7)
     assert main(["train", *kills.PLANS["circles"].split(), "--runs", str(tmp_path / "circles")]) == 0
     (log,) = tmp_path.glob("circles/*/*tfevents*")
     size = log.stat().st_size
-    _, where = kills.survivor("circles", tmp_path / "run", [kills.in_training, kills.in_a_checkpoint], size, chance)
+    instants = [kills.in_training, kills.in_a_checkpoint]
+    _, where = kills.survivor("circles", tmp_path / "run", instants, size, chance, start=start)
     assert where

@@ -153,6 +153,44 @@ def test_an_input_that_others_use_too_counts_through_the_layer_alone() -> None:
     assert list(found.gradients) == pytest.approx([float(g.norm()) for g in through.grad], rel=1e-4)
 
 
+class Tokens(nn.Module):
+    """An embedding, and attention over all positions."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.head, self.batch_dimension = nn.Linear(8, 2), 0 if batch_first else 1
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.after(self.embed(tokens))
+
+    def after(self, x: Tensor) -> Tensor:
+        attended = self.attention(x, x, x, need_weights=False)[0]
+        out: Tensor = self.head(attended.select(1 - self.batch_dimension, 0))
+        return out
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_embedding_has_a_profile_over_positions(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    model, y = Tokens(batch_first=batch_first), torch.tensor([0, 1, 0, 1])
+    tokens = torch.randint(0, 9, (4, 7) if batch_first else (7, 4))
+    found = profile(watched(model, tokens, y)[0])
+    assert (found.steps, found.last) == (7, None)
+    x = model.double().embed(tokens).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model.after(x), y), [x])
+    exact = [float(g.norm()) for g in gradient.unbind(1 if batch_first else 0)]
+    assert list(found.gradients) == pytest.approx(exact, rel=1e-4)
+
+
+def test_an_embedding_of_single_tokens_has_no_profile() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 2))
+    layers = watched(model, torch.randint(0, 9, (4,)), torch.tensor([0, 1, 0, 1]))
+    assert [layer.time for layer in layers] == [None, None]
+
+
 def test_a_loss_on_every_step_has_no_horizon() -> None:
     torch.manual_seed(0)
     model = nn.RNN(8, 4)

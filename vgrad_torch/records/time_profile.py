@@ -12,9 +12,12 @@ POINTS = 256
 
 @dataclass(frozen=True, slots=True)
 class TimeProfile:
-    """The norm of the gradient at each time step of a recurrent layer's input, or at each of the layer's calls.
+    """The norm of the gradient at each step of a sequence.
 
-    Where the loss depends on the last step of the sequence alone, the gradient at an earlier step has come all the way
+    Of a recurrent layer it is the gradient of the layer's input, of an embedding that of its output at each position,
+    and of a layer that is called in a loop that of the output of each call.
+
+    Where the loss depends on the last time step alone, the gradient at an earlier step has come all the way
     back through time. Then `horizon` says how far back the layer can learn from.
 
     Attributes:
@@ -53,6 +56,14 @@ class TimeProfile:
             next((steps for steps, share in enumerate(back) if share < limit), None) for limit in (0.1, 0.01)
         )
         return cls(kept, len(gradients), last, tenth, hundredth, max(back[1:], default=math.nan))
+
+    def step(self, place: int) -> int:
+        """The time step of an entry of `gradients`, from 0.
+
+        >>> TimeProfile.of([1.0] * 600, None).step(0), TimeProfile.of([1.0] * 600, None).step(199)
+        (2, 599)
+        """
+        return self.steps - 1 - (len(self.gradients) - 1 - place) * math.ceil(self.steps / POINTS)
 
     @classmethod
     def joined(cls, profiles: Sequence[TimeProfile]) -> TimeProfile | None:

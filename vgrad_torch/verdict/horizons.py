@@ -36,13 +36,15 @@ def horizon(label: str, profile: TimeProfile) -> str:
     'rnn: a tenth of the gradient is left after 2 steps back through time, of 3; it does not fall to a hundredth.'
     >>> horizon("rnn", TimeProfile.of([50.0, 1.0], 1))
     'rnn: the gradient does not fall to a tenth in 2 time steps; it grows 50 times on its way back.'
+    >>> horizon("wte", TimeProfile.of([4.0, 1.0], None))
+    'wte: the loss depends on several of the 2 steps of the sequence. Step 0 gets most gradient, step 1 0.25 of it.'
     """
     return f"{called(label)}: {_words(profile)}."
 
 
 def _words(profile: TimeProfile) -> str:
     if profile.last is None:
-        return f"the loss depends on several of the {profile.steps:,} time steps, so no horizon can be told"
+        return f"the loss depends on several of the {profile.steps:,} steps of the sequence{_extremes(profile)}"
     if profile.steps == 1:
         return "there is one time step, so no horizon can be told"
     if profile.tenth is None and math.isnan(profile.growth) and profile.last:
@@ -54,6 +56,16 @@ def _words(profile: TimeProfile) -> str:
     if profile.hundredth is None:
         return f"{tenth}, of {profile.steps:,}; it does not fall to a hundredth{grown.replace('; it', ' and')}"
     return f"{tenth}, a hundredth after {profile.hundredth:,}, of {profile.steps:,}{grown}"
+
+
+def _extremes(profile: TimeProfile) -> str:
+    """Which step gets most gradient, and what the step with the least gets, if that is known."""
+    norms = profile.gradients
+    if len(norms) < 2 or not 0 < max(norms) < math.inf or math.isnan(sum(norms)):
+        return ""
+    most, least = (norms.index(pick(norms)) for pick in (max, min))
+    share = two_digits(norms[least] / norms[most])
+    return f". Step {profile.step(most):,} gets most gradient, step {profile.step(least):,} {share} of it"
 
 
 def _steps(number: int) -> str:

@@ -31,7 +31,8 @@ class Measured:
         updates: RMS of the weights' change by name.
         reached: the calls that a backward pass reached.
         junctions: the gradients at junctions.
-        over_time: the norms of the gradient at each time step of a recurrent layer's `input` and `output`.
+        over_time: the norms of the gradient at each step of a recurrent layer's `input` and `output`, or of an
+            embedding's output (`positions`).
     """
 
     parameters: Numbers
@@ -142,11 +143,13 @@ def _layer(
 def _times(
     measured: Measured, keys: Mapping[Call, Key], wires: Graph, newest: int
 ) -> Iterator[tuple[Key, TimeProfile]]:
-    """The profile of each recurrent layer and of each layer in a loop, from the newest forward pass."""
+    """The profile of each recurrent layer, embedding and layer in a loop, from the newest forward pass."""
     for call, found in measured.over_time.items():
         if call in keys and "input" in found:
             last = last_alone(found["output"]) if "output" in found else len(found["input"]) - 1
             yield keys[call], TimeProfile.of(found["input"], last)
+        elif call in keys and "positions" in found:
+            yield keys[call], TimeProfile.of(found["positions"], None)
     loops: dict[Key, list[Call]] = {}
     for call, key in keys.items():
         if call.forward_pass == newest:

@@ -34,7 +34,10 @@ class Observer(Protocol):
         """The gradient that arrives where the outputs of several layers meet."""
 
     def observe_over_time(self, call: Call, where: str, norms: Tensor) -> None:
-        """The norm of the gradient at each time step of a recurrent layer's `input` or `output`."""
+        """The norm of the gradient at each step of a recurrent layer's `input` or `output`, or an embedding's output.
+
+        `where` is `input`, `output` or `positions`.
+        """
 
 
 class Hooks:
@@ -67,6 +70,7 @@ class Hooks:
         self.graph = Graph(self, matrices)
         self.recomputed = False
         self._layers = layers
+        self._positions = sequences.positions_dimension(layer.module for layer in layers.values())
         self._uses: dict[str, Call] = {}  # layer whose matrix is used -> the call that this belongs to
         self._observer: Observer | None = observer
         self._input_gradients = input_gradients
@@ -216,7 +220,12 @@ class Hooks:
         self._report(call, quantity, gradient)
 
     def _observe_over_time(self, call: Call, module: nn.Module, args: Any, outputs: Sequence[Tensor]) -> Edge | None:
-        """Watch a recurrent layer's output, and say where its input is in the graph, if it requires a gradient."""
+        """Watch a recurrent layer's output, and say where its input is in the graph, if it requires a gradient.
+
+        Of an embedding the output is watched.
+        """
+        if isinstance(module, nn.Embedding) and self._positions is not None:
+            sequences.observe_positions(self._positions, args, outputs, partial(self._catch_over_time, call))
         if not (self._input_gradients and isinstance(module, nn.RNNBase)):
             return None
         sequences.observe_output(module, args, outputs, partial(self._catch_over_time, call))

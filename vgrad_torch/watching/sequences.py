@@ -1,8 +1,8 @@
-"""The gradient at each time step of a recurrent layer. The kernels that compute the layer are not touched."""
+"""The gradient at each step of a sequence: of a recurrent layer or an embedding. Their kernels are not touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 Report = Callable[[str, Tensor], None]
-"""Called with `input` or `output` and the norms of its gradient at each time step, float64 [steps]."""
+"""Called with `input`, `output` or `positions` and the norms of the gradient at each step, float64 [steps]."""
 
 
 def observed(layer: nn.RNNBase, args: tuple[Any, ...], report: Report) -> tuple[Any, ...] | None:
@@ -43,6 +43,28 @@ def observe_output(layer: nn.RNNBase, args: tuple[Any, ...], outputs: Sequence[T
         outputs[0].register_hook(lambda gradient: report("output", norms(layer, gradient, args)))
 
 
+def positions_dimension(modules: Iterable[nn.Module]) -> int | None:
+    """The dimension of a batch of sequences that is the position, by the `batch_first` of these modules.
+
+    1 if no module has this attribute, None if they contradict each other.
+    """
+    found = {bool(module.batch_first) for module in modules if hasattr(module, "batch_first")} or {True}
+    return int(found.pop()) if len(found) == 1 else None
+
+
+def observe_positions(dimension: int, args: tuple[Any, ...], outputs: Sequence[Tensor], report: Report) -> None:
+    """Report the gradient at each position of an embedding's output, if its input is a batch of sequences."""
+    x = args[0] if args else None
+    if isinstance(x, Tensor) and x.dim() == 2 and x.shape[dimension] > 1 and outputs and outputs[0].requires_grad:
+        outputs[0].register_hook(lambda gradient: report("positions", vector_norm(gradient, dim=(1 - dimension, 2))))
+
+
+def vector_norm(gradient: Tensor, dim: Sequence[int]) -> Tensor:
+    """The norm over these dimensions, in float64."""
+    found: Tensor = torch.linalg.vector_norm(gradient, dim=list(dim), dtype=torch.float64)
+    return found
+
+
 def _drop(leaf: Tensor) -> None:
     leaf.grad = None
 
@@ -54,6 +76,4 @@ def norms(layer: nn.RNNBase, gradient: Tensor, args: tuple[Any, ...]) -> Tensor:
         squares = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float64).square()
         return torch.stack([part.sum() for part in squares.split(x.batch_sizes.tolist())]).sqrt()
     time = 1 if layer.batch_first and gradient.dim() == 3 else 0
-    others = [dim for dim in range(gradient.dim()) if dim != time]
-    found: Tensor = torch.linalg.vector_norm(gradient, dim=others, dtype=torch.float64)
-    return found
+    return vector_norm(gradient, [dim for dim in range(gradient.dim()) if dim != time])

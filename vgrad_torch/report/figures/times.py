@@ -1,4 +1,4 @@
-"""The time map: the gradient at each time step of recurrent layers, over the training, as colours."""
+"""The time map: the gradient at each step of a sequence, over the training, as colours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def time_map(runs: Mapping[str, Iterable[Snapshot]], *, height: float = 2.9, wid
         for label, layer in list(layers.items())[:MOST]
     ]
     if not found:
-        raise UsageError("there is no recurrent layer and none that is called in a loop")
+        raise UsageError("there is no recurrent layer, no layer in a loop and no embedding of sequences")
     figure, axes = style.panels(len(found), height, width=width, sharex=False)
     values = np.concatenate([drawn.values.ravel() for _, drawn in found]).astype(np.float64)
     scale = _scale(values)
