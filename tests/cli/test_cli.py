@@ -11,13 +11,15 @@ import pytest
 
 from tests import ROOT
 from tests.support import flows
+from tests.support.warm import VGRAD, WarmProcess
 from vgrad_torch.cli.parser import main
 
 
 def vgrad(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vgrad_torch", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    process = WarmProcess(VGRAD, arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def test_a_run_ends_with_its_table_its_result_and_the_next_commands(tmp_path: Path) -> None:
