@@ -59,10 +59,10 @@ board: .venv/installed ## open TensorBoard on localhost for runs/ (PORT=6006)
 	@exec $(BIN)/vgrad board "--runs=$$VGRAD_RUNS" $(call flag,PORT,port)
 
 test: .venv/installed-dev ## run the tests, on all cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-oldest: .venv-oldest/installed ## run the tests with the oldest versions that pyproject.toml allows
-	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W ignore::DeprecationWarning
 
 test-extras: .venv-extras/installed ## run the tests on 15 real architectures (timm, transformers, peft) in their own environment
 	OMP_NUM_THREADS=1 .venv-extras/bin/python -m pytest tests/extras -n 2 --dist loadfile
