@@ -50,10 +50,11 @@ from tests.support.zoo import (
     two_optimizers,
     with_curvature,
 )
+from tests.support.zoo_architectures import ARCHITECTURES
 from vgrad_torch.records import QUANTITIES, Snapshot
 from vgrad_torch.watching.selection import select
 
-CASES = {**MODELS, **TRAININGS}
+CASES = {**MODELS, **TRAININGS, **ARCHITECTURES}
 
 
 @dataclass
@@ -117,7 +118,7 @@ def difference_of_a_compiled_step() -> float:
 
 
 TORCH = pytest.mark.filterwarnings(  # its own, of a layer compiled alone and of a compiled optimizer
-    "ignore:The .grad attribute of a Tensor that is not a leaf", "ignore:`torch.jit"
+    "ignore:The .grad attribute of a Tensor that is not a leaf", "ignore:`torch.jit", "ignore:LSTM with projections"
 )
 
 

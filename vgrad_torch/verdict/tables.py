@@ -230,7 +230,10 @@ def _fit_uncut(head: Cells, rows: Sequence[Row]) -> bool:
 
 
 def _fitted(head: Cells, rows: Sequence[Row]) -> list[str]:
-    """The lines of the table. If they are too wide, the head is wrapped, the size left out, and names are shortened."""
+    """The lines of the table. If they are too wide, the head is wrapped, the size left out, and names are shortened.
+
+    The size is also left out where shortened names would be the same.
+    """
     sized = len(head) > 1 and head[1] == "size"
     lines: list[str] = []
     for size, wrapped, gap in ((True, False, 2), (True, True, 2), (False, True, 2), (False, True, 1)):
@@ -243,6 +246,7 @@ def _fitted(head: Cells, rows: Sequence[Row]) -> list[str]:
         room = max(WIDTH - used, 8)
         cut = [(shortened(row[0], room), *row[1:]) for row in cells]
         lines = [*_lines(names, cut, gap, wrapped=wrapped)]
-        if room >= min(longest, _SHORT) and _fits(lines):
+        unique = len({row[0] for row in cut}) == len({row[0] for row in cells})
+        if room >= min(longest, _SHORT) and unique and _fits(lines):
             break
     return lines

@@ -57,6 +57,8 @@ class Layer:
         weights = [w for w in self.weights() if w.dim() >= 2]
         if not weights:
             return ""
+        if isinstance(self.module, nn.MultiheadAttention):  # cross-attention uses the matrix in parts
+            return f"{weights[0].shape[1]}x{weights[0].shape[0]}"
         fans = [(math.prod(w.shape[1:]), len(w)) for w in weights]
         fan_in, fan_out = next((fan for fan in fans if fan[0] > 1), fans[0])  # weight_norm's magnitudes come first
         if all(sum(n > 1 for n in w.shape) > 2 for w in weights) or flow.outputs is None:

@@ -81,13 +81,30 @@ def _is_trained(layer: Layer) -> bool:
 def _with_weights(modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     for name, module in modules.items():
-        found.update((key, layer) for key, layer in _layers_of(name, module) if key not in found)
+        caller = None if _has_forward(module) else _caller(name, modules)
+        found.update((key, layer) for key, layer in _layers_of(name, module, caller) if key not in found)
     return found
 
 
-def _layers_of(name: str, module: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """The layers that a module consists of itself, without its submodules."""
-    if isinstance(module, nn.MultiheadAttention):
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called; a ParameterList only holds parameters."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _caller(name: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The nearest module above that can be called."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in modules and _has_forward(modules[name]):
+            return modules[name]
+    return None
+
+
+def _layers_of(name: str, module: nn.Module, caller: nn.Module | None = None) -> Iterator[tuple[str, Layer]]:
+    """The layers that a module consists of itself, without its submodules; `caller` uses it if it cannot be called."""
+    if caller is not None:
+        yield from _bare(name, module, caller)
+    elif isinstance(module, nn.MultiheadAttention):
         yield from _bare(name, module)
         # its forward pass does not call out_proj, it only uses the weight
         yield f"{name}.out_proj".lstrip("."), Layer(module.out_proj, "weight", caller=module)
@@ -101,10 +118,10 @@ def _layers_of(name: str, module: nn.Module) -> Iterator[tuple[str, Layer]]:
             yield from _bare(name, module)
 
 
-def _bare(name: str, module: nn.Module) -> Iterator[tuple[str, Layer]]:
+def _bare(name: str, module: nn.Module, caller: nn.Module | None = None) -> Iterator[tuple[str, Layer]]:
     for parameter_name, parameter in module.named_parameters(recurse=False):
         if _is_matrix(parameter):
-            yield f"{name}.{parameter_name}".lstrip("."), Layer(module, parameter_name)
+            yield f"{name}.{parameter_name}".lstrip("."), Layer(module, parameter_name, caller)
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
