@@ -217,7 +217,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share, chosen = self.router(x).softmax(1).max(1)
-        return torch.einsum("bi,bio->bo", x, self.experts[chosen]) * share[:, None]
+        out: Tensor = torch.einsum("bi,bio->bo", x, self.experts[chosen]) * share[:, None]
+        return out
 
 
 class Separate(nn.Module):
@@ -243,7 +244,8 @@ class Handwritten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for matrix in self.matrices:
             x = F.linear(torch.tanh(x), matrix)
-        return F.linear(x, self.last["head"])
+        out: Tensor = F.linear(x, self.last["head"])
+        return out
 
 
 def hypernetwork() -> nn.Module:

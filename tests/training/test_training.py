@@ -325,7 +325,8 @@ def test_the_verdict_is_logged_where_it_changes_and_at_the_end(tmp_path: Path) -
     assert deep.diagnosis.verdict == "vanishing"
     learns = training.run(short(tmp_path, hidden=(64,), epochs=8))
     assert learns.diagnosis.verdict == "healthy"
-    assert math.isclose(learns.diagnosis.evidence.loss, learns.epochs[-1].train.loss / learns.epochs[0].train.loss)
+    outcome = learns.diagnosis.evidence.outcome
+    assert (outcome.start, outcome.now) == (learns.epochs[0].train.loss, learns.epochs[-1].train.loss)
     assert "**healthy**" in str(logged(learns.folder, tags.VERDICT)[-1][1].item())
 
 

@@ -39,6 +39,11 @@ _SAME_FOR_ALL: Mapping[str, Sequence[str]] = {
         "Next: train for more steps or with a larger learning rate, and ask again.",
         "If the error does not fall, use another initializer or another activation, as for a vanishing gradient.",
     ),
+    "not learning": (
+        "Next: see whether the network can learn one small batch by heart: train on the same 16 samples, 200 steps.",
+        "If it cannot, try a tenth and ten times the learning rate, and look at the loss, the labels and the range of "
+        "the inputs. If it can, look at the data: labels, shuffling, noise.",
+    ),
     "frozen": (
         "Next: nothing, if this is intended. If not, set requires_grad_(True) and pass the weights to the optimizer.",
     ),

@@ -95,13 +95,9 @@ kind gets, and less than `CUTOFFS` ask for. In 14 networks of other architecture
 LARGE_STEP = 0.5
 """Change of a weight in one step, relative to its size, above which steps are too large. In the same networks the
 largest step of any layer was 0.14; with a thousandfold learning rate the median layer's largest was 0.6 to 53."""
-FALLEN = 0.95
-"""A loss that is at least this share of the first one has not fallen."""
-FLAT = 0.98
-"""A loss that is at least this share of what it was after a fifth of the training has stopped falling."""
 SHORT, SHORT_UNPROVEN = 0.5, 0.1
 """The gradient vanishes through time if a hundredth of it is left after this share of the sequence: the first if the
-losses are known and do not fall, the second if they are not known."""
+losses are known and do not fall, or no longer, the second if they are not known."""
 LONG_SEQUENCE = 20
 """Time steps from which on this matters."""
 GROWTH = 100.0

@@ -100,7 +100,13 @@ class Diagnosis:
         return " ".join([f"{self.verdict}: {self.because}", *_remarks(self)])
 
 
-def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[float] | None = None) -> Diagnosis:
+def diagnose(
+    history: Iterable[Snapshot],
+    *,
+    optimizer: str,
+    losses: Iterable[float] | None = None,
+    constant_loss: float = math.nan,
+) -> Diagnosis:
     """The verdict on a run, from its snapshots.
 
     Args:
@@ -108,6 +114,8 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[fl
         optimizer: the name of its class, such as `SGD` or `AdamW`.
         losses: the training losses of any steps, in order. Without them the last layer's gradient stands for the error.
             If the last one is NaN or infinite, the verdict says so.
+        constant_loss: the loss of the best constant answer, such as the entropy of the labels or the variance of the
+            targets. With it the verdict knows whether the network has learnt more than the average.
 
     Raises:
         UsageError: the history is empty, or `optimizer` is no name.
@@ -123,7 +131,7 @@ def diagnose(history: Iterable[Snapshot], *, optimizer: str, losses: Iterable[fl
             f"optimizer must be the name of its class, such as {type(optimizer).__name__!r}, not an object"
         )
     values = [] if losses is None else [float(loss) for loss in losses]
-    evidence = _with_loss(gather(samples, values), values)
+    evidence = _with_loss(gather(samples, values, float(constant_loss)), values)
     judgement, factors = judge(evidence, optimizer), waterfall(samples[-1])
     return Diagnosis(
         judgement.verdict, judgement.because, evidence,

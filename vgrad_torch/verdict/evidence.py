@@ -11,6 +11,7 @@ from statistics import median
 from vgrad_torch.records import LayerSnapshot, Snapshot
 from vgrad_torch.verdict import measures
 from vgrad_torch.verdict.nonfinite import first_nonfinite
+from vgrad_torch.verdict.outcome import NO_LOSS, Outcome, outcome
 from vgrad_torch.verdict.states import norm, small_weight, unused
 from vgrad_torch.verdict.waterfall import path, waterfall
 
@@ -56,8 +57,7 @@ class Evidence:
         largest_step: change of the weights in one step, relative to their size (see `states.relative_step`): the median
             over the layers, of the sample where it is largest.
         largest_step_layer: label of the layer that changed most in that step.
-        loss: the newest losses over the first ones, if losses are known.
-        flat: the newest losses over those after a fifth of the training, if losses are known.
+        outcome: whether the network learns, by its losses.
         time: the recurrent layer whose gradient vanishes or explodes first through time; None if there is none or the
             loss depends on several time steps.
         chain: whether the layers are fully connected and in a row, like those of the calibration.
@@ -87,8 +87,7 @@ class Evidence:
     update: float = math.nan
     largest_step: float = math.nan
     largest_step_layer: str = ""
-    loss: float = math.nan
-    flat: float = math.nan
+    outcome: Outcome = NO_LOSS
     time: LayerSnapshot | None = None
     chain: bool = True
     tenth: str | None = None
@@ -118,7 +117,7 @@ def window(samples: Sequence[Snapshot]) -> Sequence[Snapshot]:
     return samples[-max(1, min(WINDOW, (len(samples) + 1) // 2)) :]
 
 
-def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidence:
+def gather(samples: Sequence[Snapshot], losses: Sequence[float] = (), constant_loss: float = math.nan) -> Evidence:
     """The evidence from at least one sample; `losses` are those of any steps, in order.
 
     Samples in which a weight that began at zero is still small say little, so the others are judged, if there are any.
@@ -148,8 +147,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = ()) -> Evidenc
         update=_median(measures.update, judged),
         largest_step=largest_step,
         largest_step_layer=largest_step_layer,
-        loss=_loss(losses),
-        flat=_flat(losses),
+        outcome=outcome(losses, samples[-1].step, constant_loss),
         time=_time(newest),
         chain=_is_chain(newest),
         tenth=_tenth(layers),
@@ -176,20 +174,6 @@ def _median(measure: Callable[[Snapshot], float], samples: Iterable[Snapshot]) -
 
 def _over(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
-
-
-def _loss(losses: Sequence[float]) -> float:
-    """Median of the newest fifth (at most 20) over that of as many first losses; NaN if any is not in (0, inf)."""
-    if not all(0 < loss < math.inf for loss in losses):
-        return math.nan
-    count = max(1, min(WINDOW, len(losses) // 5))
-    return _over(median(losses[-count:]), median(losses[:count])) if len(losses) > 1 else math.nan
-
-
-def _flat(losses: Sequence[float]) -> float:
-    """Median of the newest fifth (at most 20) over that of as many losses after the first fifth; else as `_loss`."""
-    count = max(1, min(WINDOW, len(losses) // 5))
-    return _loss(losses[len(losses) // 5 :]) if len(losses) > 2 * count else math.nan
 
 
 def _time(snapshot: Snapshot) -> LayerSnapshot | None:

@@ -47,6 +47,15 @@ def two_digits(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
+def four_digits(value: float) -> str:
+    """A number with four significant digits, such as a loss.
+
+    >>> four_digits(2.30259), four_digits(1.5e-7)
+    ('2.303', '1.5e-07')
+    """
+    return f"{value:.4g}"
+
+
 def power_of_ten(exponent: float) -> str:
     """10**exponent with two significant digits.
 

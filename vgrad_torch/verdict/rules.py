@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vgrad_torch.verdict import outcome
 from vgrad_torch.verdict.cutoffs import (
     CUTOFFS,
     DEAD,
     EARLY,
     EXPLODING,
-    FALLEN,
-    FLAT,
     GROWTH,
     LARGE_STEP,
     LEARNING,
@@ -30,7 +29,7 @@ from vgrad_torch.verdict.optimizers import NAMES, family
 ALARMS = frozenset(
     {
         "no gradient", "non-finite", "steps too large", "exploding", "dead", "vanishing", "vanishing through time",
-        "exploding through time",
+        "exploding through time", "not learning",
     }
 )  # fmt: skip
 """Verdicts that say that the network will not train as it is."""
@@ -82,8 +81,10 @@ def cutoffs(evidence: Evidence, optimizer: str) -> Cutoffs:
 
 
 def learning(evidence: Evidence) -> bool:
-    """Whether the error has fallen since the first sample, by the caller's losses or by the last layer's gradient."""
-    return evidence.residual < LEARNING or evidence.loss < LEARNING
+    """Whether the network learns, by its losses; if they are not known, by the last layer's gradient."""
+    if evidence.outcome.word == outcome.UNKNOWN:
+        return evidence.residual < LEARNING
+    return evidence.outcome.word == outcome.LEARNING
 
 
 def arrives(evidence: Evidence) -> bool:
@@ -114,6 +115,8 @@ def _others(count: int) -> str:
 
 
 def _not_measured(evidence: Evidence, _: str) -> str | None:
+    if evidence.outcome.word == outcome.NOT_LEARNING:
+        return None
     if not evidence.scaled:
         return "The output gradients are missing. Was the gradient scaler passed to watch()?"
     if evidence.layers < 2:
@@ -122,15 +125,8 @@ def _not_measured(evidence: Evidence, _: str) -> str | None:
     return None
 
 
-def fails(evidence: Evidence) -> bool:
-    """Whether the loss has not fallen or has stopped falling; if it is not known, whether the error has not fallen."""
-    if math.isnan(evidence.loss):
-        return not evidence.residual < LEARNING
-    return evidence.loss >= FALLEN or evidence.flat >= FLAT
-
-
 def _steps_too_large(evidence: Evidence, _: str) -> str | None:
-    if not (evidence.largest_step > LARGE_STEP and fails(evidence) and evidence.step > evidence.since):
+    if learning(evidence) or not (evidence.largest_step > LARGE_STEP and evidence.step > evidence.since):
         return None
     times = two_digits(evidence.largest_step)
     return (
@@ -139,12 +135,17 @@ def _steps_too_large(evidence: Evidence, _: str) -> str | None:
     )
 
 
+def _stuck(evidence: Evidence) -> bool:
+    """Whether the network does not learn, or has stopped learning."""
+    return not learning(evidence) or evidence.outcome.stuck
+
+
 def _through_time(evidence: Evidence, _: str) -> str | None:
     layer = evidence.time
-    if layer is None or layer.time is None or layer.time.hundredth is None or not fails(evidence):
+    if layer is None or layer.time is None or layer.time.hundredth is None or not _stuck(evidence):
         return None
     time = layer.time
-    share = SHORT_UNPROVEN if math.isnan(evidence.loss) else SHORT
+    share = SHORT_UNPROVEN if evidence.outcome.word == outcome.UNKNOWN else SHORT
     if time.steps < LONG_SEQUENCE or layer.time.hundredth > share * time.steps:
         return None
     return (
@@ -156,7 +157,7 @@ def _through_time(evidence: Evidence, _: str) -> str | None:
 
 def _growing_through_time(evidence: Evidence, _: str) -> str | None:
     layer = evidence.time
-    if layer is None or layer.time is None or not layer.time.growth > GROWTH or not fails(evidence):
+    if layer is None or layer.time is None or not layer.time.growth > GROWTH or not _stuck(evidence):
         return None
     return (
         f"In {called(layer.label)}, the gradient grows {two_digits(layer.time.growth)} times on its way back through "
@@ -187,6 +188,10 @@ def _vanishing(evidence: Evidence, optimizer: str) -> str | None:
         return None
     below = f"below {power_of_ten(limits.vanishing)}, networks rarely train with {NAMES[optimizer]}"
     return f"{_compared(evidence, limits.measure)}; {below}."
+
+
+def _not_learning(evidence: Evidence, _: str) -> str | None:
+    return str(evidence.outcome) if evidence.outcome.word == outcome.NOT_LEARNING else None
 
 
 def _still_zero(evidence: Evidence, _: str) -> str | None:
@@ -232,7 +237,12 @@ def _frozen(evidence: Evidence, _: str) -> str | None:
 
 
 def _healthy(evidence: Evidence, _: str) -> str | None:
-    return "The error is falling." if learning(evidence) else "The gradient reaches the first layer."
+    if evidence.outcome.word == outcome.LEARNING:
+        return str(evidence.outcome)
+    if learning(evidence):
+        return "The error at the output is falling."
+    early = " It is too early to say whether the loss falls." if evidence.outcome.word == outcome.TOO_EARLY else ""
+    return f"The gradient reaches the first layer.{early}"
 
 
 RULES: Sequence[tuple[str, Rule]] = (
@@ -245,8 +255,9 @@ RULES: Sequence[tuple[str, Rule]] = (
     ("exploding", _exploding),
     ("dead", _dead),
     ("vanishing through time", _through_time),
-    ("cannot tell", _still_zero),
     ("vanishing", _vanishing),
+    ("not learning", _not_learning),
+    ("cannot tell", _still_zero),
     ("cannot tell", _uncertain),
     ("slow", _slow),
     ("frozen", _frozen),
@@ -259,6 +270,8 @@ VERDICTS = tuple(dict.fromkeys(verdict for verdict, _ in RULES))
 
 def _when(evidence: Evidence) -> str:
     """What is known of the error at the time of the evidence."""
+    if evidence.outcome.word in (outcome.LEARNING, outcome.NOT_LEARNING):
+        return str(evidence.outcome)
     if evidence.step > evidence.since:
         return "The error has not fallen."
     return f"This is the state at step {evidence.step}." if evidence.step else "This is the state before training."
