@@ -89,9 +89,9 @@ OTHER_NETWORKS = 1.0
 """Decades beyond `CUTOFFS.vanishing` or `EXPLODING` that these two verdicts need for a case that the calibration does
 not have: layers that are not fully connected or not in a row, or a single sample after step 0."""
 WEAK = 0.01
-"""A layer is weak if its weight gets less than this share of the gradient, for its size, that the best layer of its
-kind gets, and less than `CUTOFFS` ask for. In 14 networks of other architectures that trained, none got less than 0.08.
-"""
+"""A layer is weak if its weight gets less than this share of the gradient, for its size, that the best of its kind
+gets (see `states.weak_layers`), and less than `CUTOFFS` ask for. In 14 networks of other architectures that trained,
+none got less than 0.08."""
 LARGE_STEP = 0.5
 """Change of a weight in one step, relative to its size, above which steps are too large. In the same networks the
 largest step of any layer was 0.14; with a thousandfold learning rate the median layer's largest was 0.6 to 53."""

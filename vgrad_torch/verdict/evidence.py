@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 from statistics import median
 
 from vgrad_torch.records import LayerSnapshot, Snapshot
@@ -55,14 +56,14 @@ class Evidence:
             passes almost no gradient on; or None.
         update: log10 of the first layer's update ratio (change of the weight in one step over the weight).
         largest_step: change of the weights in one step, relative to their size (see `states.relative_step`): the median
-            over the layers, of the sample where it is largest.
+            over the layers, of the sample, or of the steps between two samples, where it is largest.
         largest_step_layer: label of the layer that changed most in that step.
         outcome: whether the network learns, by its losses.
         time: the recurrent layer whose gradient vanishes or explodes first through time; None if there is none or the
             loss depends on several time steps.
         chain: whether the layers are fully connected and in a row, like those of the calibration.
         tenth: label of the layer, counted from the loss, where the norm is first below a tenth of the last layer's.
-        nonfinite: where NaN or infinity was found.
+        nonfinite: where NaN or infinity was found first, if it is still there.
         frozen: labels of layers that do not train: no weight requires a gradient, or no optimizer has it.
         folded: number of layers that are not watched because they are not trained.
         cut_off: labels of layers that could train but receive no gradient.
@@ -127,7 +128,8 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = (), constant_l
     judged = window(open_samples)
     newest = judged[-1]
     layers, worst = path(newest), measures.emptiest(newest)
-    largest_step, largest_step_layer = max(map(measures.median_step, samples))
+    steps = [*map(measures.median_step, samples), *starmap(measures.median_growth, pairwise(samples))]
+    largest_step, largest_step_layer = max(steps)
     return Evidence(
         step=newest.step,
         since=samples[0].step,
@@ -151,7 +153,7 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = (), constant_l
         time=_time(newest),
         chain=_is_chain(newest),
         tenth=_tenth(layers),
-        nonfinite=next((place for s in judged if (place := first_nonfinite(s))), None),
+        nonfinite=_birthplace(samples) if any(map(first_nonfinite, judged)) else None,
         frozen=tuple(_frozen(newest)),
         folded=newest.folded,
         cut_off=tuple(_cut_off(judged)),
@@ -183,6 +185,14 @@ def _time(snapshot: Snapshot) -> LayerSnapshot | None:
     if short:
         return min(short, key=lambda item: (item[1].hundredth or 0) / item[1].steps)[0]
     return max(known, key=lambda item: item[1].growth, default=(None, None))[0]
+
+
+def _birthplace(samples: Sequence[Snapshot]) -> str | None:
+    """Where NaN or infinity was found in the first sample that has any; of several samples also when."""
+    for sample in samples:
+        if place := first_nonfinite(sample):
+            return place if sample is samples[-1] else f"{place}, first at step {sample.step}"
+    return None
 
 
 def _tenth(layers: Sequence[LayerSnapshot]) -> str | None:

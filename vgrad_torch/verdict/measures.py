@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
-from vgrad_torch.verdict.states import asked_change, error, norm, relative_step
+from vgrad_torch.verdict.states import asked_change, error, norm, relative_step, small_weight
 from vgrad_torch.verdict.waterfall import path
 
 _ENLARGED = 0.75  # set on the calibration's fitting half, among quarters
@@ -96,8 +97,22 @@ def _norm(layer: LayerSnapshot) -> float:
 
 def median_step(snapshot: Snapshot) -> tuple[float, str]:
     """The median relative step over the layers, and the label of the layer with the largest; (0, "") if unknown."""
-    steps = sorted((step, x.label) for x in snapshot.layers if (step := relative_step(x)) is not None)
-    finite = [(step, label) for step, label in steps if math.isfinite(step)]
+    return _median_and_largest((step, x.label) for x in snapshot.layers if (step := relative_step(x)) is not None)
+
+
+def median_growth(before: Snapshot, after: Snapshot) -> tuple[float, str]:
+    """The same from how much the weights' RMS changed between two samples, for each step: a lower bound."""
+    sizes = {x.label: max(x.weight.rms, small_weight(x)) for x in before.layers if x.weight}
+    steps = max(after.step - before.step, 1)
+    return _median_and_largest(
+        (abs(x.weight.rms - sizes[x.label]) / (steps * sizes[x.label]), x.label)
+        for x in after.layers
+        if x.weight and sizes.get(x.label)
+    )
+
+
+def _median_and_largest(steps: Iterable[tuple[float, str]]) -> tuple[float, str]:
+    finite = sorted((step, label) for step, label in steps if math.isfinite(step))
     return (finite[len(finite) // 2][0], finite[-1][1]) if finite else (0.0, "")
 
 

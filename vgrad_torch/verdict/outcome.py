@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from vgrad_torch.verdict.labels import four_digits
@@ -19,8 +19,9 @@ FALL_OF_FEW, FEW = 0.3, 5
 """The share where fewer losses than these are known, whose noise cannot be told."""
 BELOW_CONSTANT = 0.02
 """The same for the loss of the best constant answer, if it is known."""
-STILL = 0.02
-"""A loss that fell by more than this share since a fifth of the training is still falling."""
+STILL, STILL_FROM_START = 0.02, 0.05
+"""A loss that fell by more than the first share since a fifth of the training is still falling; then a fall from the
+first losses counts if it is larger than the second share."""
 EARLY = 50
 """Steps before which a loss that has not fallen says nothing."""
 
@@ -36,10 +37,11 @@ class Outcome:
 
     Attributes:
         word: `learning`, `not learning`, `too early to say`, or `unknown` if fewer than two losses are known.
-        start: the median of the first losses; the first loss alone if all that follow jump above it.
+        start: the median of the first losses; the first loss alone if those that follow jump above it.
         now: the median of the newest losses.
         noise: the standard error of `now`.
         constant: the loss of the best constant answer; NaN if it is not known.
+        best: the smallest median of successive losses.
         stuck: whether the loss no longer falls, and is still above a tenth of the first one.
     """
 
@@ -48,7 +50,14 @@ class Outcome:
     now: float = math.nan
     noise: float = math.nan
     constant: float = math.nan
+    best: float = math.nan
     stuck: bool = False
+
+    @property
+    def risen(self) -> bool:
+        """Whether the loss has lost more than half of its fall again."""
+        top = self.start if math.isnan(self.constant) else max(self.start, self.constant)
+        return self.now - self.best > max(SURE * self.noise, (top - self.best) / 2)
 
     def __str__(self) -> str:
         """What was compared, one sentence.
@@ -66,6 +75,8 @@ class Outcome:
             return f"The loss has fallen from {start} to {now}{constant}."
         if self.word == LEARNING:
             return f"The loss is {now}{constant}."
+        if self.risen:
+            return f"The loss had fallen from {start} to {four_digits(self.best)}, and has risen to {now}{constant}."
         if _falls(self.start, self.now, self.noise, BELOW_CONSTANT):
             return f"The loss has only fallen from {start} to {now}{constant}."
         return f"The loss has not fallen: it was {start} and is {now}{constant}."
@@ -90,11 +101,14 @@ def outcome(losses: Sequence[float], step: int, constant: float = math.nan) -> O
     still = len(known) >= FEW and _falls(median(later[:count]), now, noise, STILL)
     if math.isnan(constant):
         share = FALL_OF_FEW if len(known) < FEW else FALL
-        learns = _falls(start, now, noise, share) or (still and _falls(start, now, noise, STILL))
+        learns = _falls(start, now, noise, share) or (still and _falls(start, now, noise, STILL_FROM_START))
     else:
         learns = _falls(constant, now, noise, BELOW_CONSTANT)
-    word = LEARNING if learns else TOO_EARLY if max(step, len(losses)) < EARLY else NOT_LEARNING
-    return Outcome(word, start, now, noise, constant, stuck=not still and now > start / 10)
+    stuck = not still and now > start / 10
+    found = Outcome(LEARNING, start, now, noise, constant, _best(known, count), stuck)
+    if learns and not found.risen:
+        return found
+    return replace(found, word=TOO_EARLY if max(step, len(losses)) < EARLY else NOT_LEARNING)
 
 
 def _count(losses: Sequence[float]) -> int:
@@ -103,9 +117,15 @@ def _count(losses: Sequence[float]) -> int:
 
 
 def _start(losses: Sequence[float], count: int) -> float:
+    """The median of the first losses; if nearly all that follow the first one jump far above it, the first one."""
     first, *rest = losses[: max(count, 4)]
-    jumped = min(rest) > first and median(rest) > 2 * first > 0
+    jumped = sorted(rest)[len(rest) // 10] > first and median(rest) > 2 * first > 0
     return first if jumped else median(losses[:count])
+
+
+def _best(losses: Sequence[float], count: int) -> float:
+    """The smallest median of successive losses."""
+    return min(median(losses[place : place + count]) for place in range(0, len(losses) - count + 1, count))
 
 
 def standard_error(losses: Sequence[float], count: int) -> float:

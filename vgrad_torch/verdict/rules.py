@@ -176,7 +176,8 @@ def _exploding(evidence: Evidence, optimizer: str) -> str | None:
 
 def _dead(evidence: Evidence, _: str) -> str | None:
     elsewhere = evidence.zeros == 1.0 and evidence.silent  # a transformer that answers with one token has zeros, too
-    if learning(evidence) or not ((evidence.zeros > DEAD and evidence.chain) or elsewhere):
+    learns = learning(evidence) and not (elsewhere and evidence.outcome.stuck)
+    if learns or not ((evidence.zeros > DEAD and evidence.chain) or elsewhere):
         return None
     layer = called(evidence.emptiest) or "a layer"
     return f"{evidence.zeros:.0%} of the output gradient of {layer} is exactly zero. {_when(evidence)}"

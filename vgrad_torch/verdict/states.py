@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vgrad_torch.records import LayerSnapshot, Snapshot, Stats
 from vgrad_torch.verdict.cutoffs import CUTOFFS, LARGE_STEP, WEAK
-from vgrad_torch.verdict.waterfall import path
+from vgrad_torch.verdict.waterfall import path, waterfall
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +103,26 @@ def role(layer: LayerSnapshot) -> tuple[str, str]:
 
 
 def weak_layers(snapshot: Snapshot) -> list[LayerSnapshot]:
-    """The layers whose weights get much less gradient, for their size and for an error of one, than their like."""
+    """The layers whose weights get much less gradient, for their size and for an error of one, than their like.
+
+    In a chain they are compared with the best one of their kind. Elsewhere, if there are more than three, they are
+    compared with the second best: one block with tiny weights, and so with a large gradient for its size, does not make
+    all others weak.
+    """
     unit = error(snapshot)
     found = {layer.label: asked for layer in snapshot.layers if (asked := asked_change(layer, unit)) is not None}
-    best: dict[tuple[str, str], float] = defaultdict(float)
+    like: dict[tuple[str, str], list[float]] = defaultdict(list)
     for layer in snapshot.layers:
-        best[role(layer)] = max(best[role(layer)], found.get(layer.label, 0.0))
+        if layer.label in found:
+            like[role(layer)].append(found[layer.label])
+    factors = waterfall(snapshot)
+    in_a_row = factors is not None and factors.chain
+    usual = {role: sorted(asked, reverse=True)[len(asked) > 3 and not in_a_row] for role, asked in like.items()}
     needed = 10 ** CUTOFFS["sgd"]["start"].slow
     return [
         layer
         for layer in snapshot.layers
-        if layer.label in found and found[layer.label] < min(needed, WEAK * best[role(layer)])
+        if layer.label in found and found[layer.label] < min(needed, WEAK * usual[role(layer)])
     ]
 
 
