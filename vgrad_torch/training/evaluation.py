@@ -22,6 +22,12 @@ def loss_function(classes: int) -> LossFunction:
     return lambda output, y: nn.functional.binary_cross_entropy_with_logits(output[:, 0], y.to(output.dtype))
 
 
+def constant_loss(data: Dataset) -> float:
+    """The loss of the best constant answer: the entropy of the training part's labels."""
+    shares = torch.bincount(data.y_train.flatten().long()).double() / len(data.y_train)
+    return float(torch.special.entr(shares).sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Mean loss and accuracy (0 to 1) over all samples of a part of the data."""

@@ -18,7 +18,7 @@ from vgrad_torch.tensorboard.writer import Position, Writer
 from vgrad_torch.theory.prediction import Prediction
 from vgrad_torch.training.checkpoints import Checkpoints
 from vgrad_torch.training.data import PrintLine
-from vgrad_torch.training.evaluation import Epoch, epoch_scalars, scores
+from vgrad_torch.training.evaluation import Epoch, constant_loss, epoch_scalars, scores
 from vgrad_torch.training.loop import train
 from vgrad_torch.training.nonfinite import NonFiniteError
 from vgrad_torch.training.recipes import TrainConfig, hyperparameters
@@ -89,6 +89,7 @@ def run(
     sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
     writer = team.on_all_ranks(lambda: _open_writer(folder.path, progress.log if progress else None, team))
     monitor = watch(parallel, optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
+    monitor.constant_loss = constant_loss(data)
     if progress and progress.monitor:
         monitor.restore(progress.monitor)
 

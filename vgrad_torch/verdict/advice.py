@@ -9,6 +9,7 @@ from statistics import median
 from vgrad_torch.verdict.evidence import Evidence
 from vgrad_torch.verdict.labels import two_digits
 from vgrad_torch.verdict.optimizers import family
+from vgrad_torch.verdict.outcome import LEARNING
 from vgrad_torch.verdict.rules import ALARMS, judge
 from vgrad_torch.verdict.waterfall import Factor, Waterfall
 
@@ -67,6 +68,8 @@ def advise(verdict: str, evidence: Evidence, optimizer: str, factors: Waterfall 
             return tuple(_dead(evidence))
         case "non-finite":
             return tuple(_nonfinite(evidence))
+        case "healthy" if evidence.outcome.word == LEARNING:
+            return ("Next: go on training.",)
         case "cannot tell":
             return (_cannot_tell(evidence),)
     return tuple(_SAME_FOR_ALL[verdict])

@@ -113,7 +113,7 @@ def median_growth(before: Snapshot, after: Snapshot) -> tuple[float, str]:
 
 def _median_and_largest(steps: Iterable[tuple[float, str]]) -> tuple[float, str]:
     finite = sorted((step, label) for step, label in steps if math.isfinite(step))
-    return (finite[len(finite) // 2][0], finite[-1][1]) if finite else (0.0, "")
+    return (finite[(len(finite) - 1) // 2][0], finite[-1][1]) if finite else (0.0, "")
 
 
 def _underflows(snapshot: Snapshot) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -17,16 +18,19 @@ from vgrad_torch.distributed import shards
 from vgrad_torch.distributed.joint_snapshot import merged, without_own
 from vgrad_torch.distributed.ranks import RANKS_APART, Ranks
 from vgrad_torch.errors import UsageError
-from vgrad_torch.records import ACTIVATIONS, History, Snapshot
+from vgrad_torch.records import History, Snapshot
 from vgrad_torch.tensorboard import tags
 from vgrad_torch.tensorboard.writer import Writer
 from vgrad_torch.verdict.diagnosis import Diagnosis, diagnose
 from vgrad_torch.verdict.nonfinite import first_nonfinite
 from vgrad_torch.watching import autograd
+from vgrad_torch.watching.closures import closure_of, with_closure
 from vgrad_torch.watching.layer import Layer
+from vgrad_torch.watching.losses import Losses
 from vgrad_torch.watching.memory import Memory
+from vgrad_torch.watching.profiles import DepthProfiles
 from vgrad_torch.watching.sample import Sample
-from vgrad_torch.watching.schedule import Budget, Metered, Schedule, sparse_steps
+from vgrad_torch.watching.schedule import Budget, Metered, Schedule
 from vgrad_torch.watching.selection import Selection
 
 
@@ -35,8 +39,8 @@ class Monitor:
 
     Attributes:
         history: the snapshots so far; of several ranks the same on each.
-        losses: the losses of the training, in order, if you append them (one for each epoch is enough). With them the
-            verdict knows whether the network learns.
+        constant_loss: the loss of the best constant answer, such as the entropy of the labels, if you know it; else
+            NaN, and the criterion that was passed to `watch` tells it.
         step: the number of optimizer steps so far.
         writer: the log; use it for your own scalars and texts.
         nonfinite: where NaN or infinity was seen first, or None.
@@ -56,9 +60,11 @@ class Monitor:
         quantities: Collection[str],
         scaler: Any,
         on_sample: Callable[[Snapshot], None] | None,
+        losses: Losses,
     ) -> None:
         self.history = History()
-        self.losses: list[float] = []
+        self.constant_loss = math.nan
+        self._losses = losses
         self.step = 0
         self.writer = writer
         self.ranks = ranks
@@ -72,15 +78,13 @@ class Monitor:
             self._agree(0)
         self._histograms = histograms
         self._quantities = quantities
-        self._depth_profiles = sparse_steps(ratio=2.0)
+        self._profiles = DepthProfiles(writer)
         self._on_sample = on_sample
         self._sample: Sample | None = None
         self.nonfinite: str | None = None
         self._written: tuple[str, ...] = ()  # the last verdict in the log: the word, and step and text
         self._warned: set[str] = set()
         self._scaler = scaler
-        self._unprofiled: Snapshot | None = None  # the last one with histograms; None once its profile is written
-        self._profiled: int | None = None
         self._handles: list[Any] = []
         self._entered = False
 
@@ -92,6 +96,7 @@ class Monitor:
             self._optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
             self._optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
+        self._losses.attach()
         self._begin_if_due()
         return self
 
@@ -101,30 +106,34 @@ class Monitor:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._losses.detach()
         self._end()
         try:
-            self._write_depth_profile()
+            self._profiles.write_waiting()
             if self.history:
                 self._write_verdict(self._judged())
         finally:
             self.writer.close("SUCCESS" if kind is None else "FAILURE")
 
     @property
+    def losses(self) -> list[float]:
+        """The training losses in order: those of the criterion that was passed to `watch`, or those that you append."""
+        return self._losses.values
+
+    @property
     def memory(self) -> Memory:
         """What `restore` needs; valid between two steps."""
         return Memory(
             self.step, tuple(self.history), *self.history.thinned, tuple(self.losses), self.nonfinite, self._written,
-            tuple(sorted(self._warned)), self._unprofiled, self._profiled,
+            tuple(sorted(self._warned)), self._profiles.waiting, self._profiles.written,
         )  # fmt: skip
 
     def restore(self, memory: Memory) -> None:
         """Continue, once entered, where the monitor with this memory stopped; both need the same schedules."""
         self.step, self.nonfinite, self._written = memory.step, memory.nonfinite, memory.verdict
         self.history = History.restored(memory.snapshots, memory.stride, memory.seen)
-        self.losses, self._warned = list(memory.losses), set(memory.warned)
-        self._unprofiled, self._profiled = memory.unprofiled, memory.profiled
-        if memory.profiled is not None:  # the schedule remembers no more than the last step with a profile
-            self._depth_profiles(memory.profiled)
+        self.losses[:], self._warned = memory.losses, set(memory.warned)
+        self._profiles.restore(memory.unprofiled, memory.profiled)
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -155,7 +164,9 @@ class Monitor:
         return diagnosis
 
     def _judged(self) -> Diagnosis:
-        return diagnose(self.history, optimizer=type(self._optimizer).__name__, losses=self.losses)
+        constant = self._losses.constant_loss() if math.isnan(self.constant_loss) else self.constant_loss
+        name = type(self._optimizer).__name__
+        return diagnose(self.history, optimizer=name, losses=self.losses, constant_loss=constant)
 
     def _write_verdict(self, diagnosis: Diagnosis) -> None:
         """Log a verdict, unless the same one at the same step is the last in the log."""
@@ -172,6 +183,7 @@ class Monitor:
         scale = None if self._scaler is None and self.ranks.size == 1 else self._loss_scale
         held = partial(autograd.held_gradients, self._model)
         self._selection = self._selection.thawed()
+        self._losses.sampling = True
         self._sample = Sample(
             self._selection, histograms=histograms, quantities=self._quantities, scale=scale, held=held
         ).attach()
@@ -182,6 +194,7 @@ class Monitor:
         if self._sample is not None:
             self._sample.detach()
             self._sample = None
+            self._losses.sampling = False
             autograd.EAGER_MODE.leave()
 
     def _loss_scale(self, device: torch.device) -> Tensor:
@@ -194,8 +207,8 @@ class Monitor:
         sample = self._sample
         if sample is None or autograd.in_nested_step(optimizer):
             return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure):
+        closure = closure_of(args, kwargs)
+        if closure is None:
             self._read(sample, optimizer)
             return None
         if sample.read:  # the step before raised an exception
@@ -209,9 +222,7 @@ class Monitor:
                 sample.detach()
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": watched}
-        return (args[0], watched, *args[2:]), kwargs
+        return with_closure(args, kwargs, watched)
 
     def _read(self, sample: Sample, optimizer: Optimizer) -> None:
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -271,8 +282,7 @@ class Monitor:
             self.nonfinite = f"step {snapshot.step}, the first sampled step with NaN or infinity: in {place}"
             self.writer.text(tags.FIRST_NONFINITE, self.nonfinite, snapshot.step)
             self._warn_once(self.nonfinite)
-        unseen = all(getattr(layer, quantity) is None for layer in snapshot.layers for quantity in ACTIVATIONS)
-        if sample.hooked and not sample.saw_a_forward_pass and unseen:
+        if sample.missed_forward_pass(snapshot):
             self._warn_once(
                 f"at step {snapshot.step} no forward pass of a watched layer was seen, so only parameters are shown; "
                 "is the model called inside a compiled function, or without calling its layers?"
@@ -285,14 +295,5 @@ class Monitor:
 
     def _log(self, snapshot: Snapshot, histograms: bool) -> None:
         self.writer.snapshot(snapshot, histograms=histograms, scalars={tags.COST: self.cost})
-        if histograms:
-            self._unprofiled = snapshot
-            if self._depth_profiles(self.step):
-                self._profiled = self.step
-                self._write_depth_profile()
-                self.diagnose()
-
-    def _write_depth_profile(self) -> None:
-        if self._unprofiled is not None:
-            self.writer.depth_profile(self._unprofiled)
-            self._unprofiled = None
+        if histograms and self._profiles.take(snapshot, self.step):
+            self.diagnose()

@@ -91,10 +91,10 @@ class Sample:
             entry.pop("output_gradient", None)
             entry.pop("input_gradient", None)
 
-    @property
-    def saw_a_forward_pass(self) -> bool:
-        """Whether any watched layer was called."""
-        return bool(self._passes)
+    def missed_forward_pass(self, snapshot: Snapshot) -> bool:
+        """Whether the layers have hooks, and no call of any layer was seen."""
+        seen = any(getattr(layer, quantity) for layer in snapshot.layers for quantity in ACTIVATIONS)
+        return self.hooked and not self._passes and not seen
 
     @property
     def read(self) -> bool:

@@ -28,6 +28,7 @@ from vgrad_torch.distributed.ranks import Ranks
 from vgrad_torch.errors import UsageError, choose
 from vgrad_torch.records import ACTIVATIONS, QUANTITIES, Snapshot
 from vgrad_torch.tensorboard.writer import Writer
+from vgrad_torch.watching.losses import Losses
 from vgrad_torch.watching.monitor import Monitor
 from vgrad_torch.watching.schedule import Budget, Schedule, every_nth, sparse_steps
 from vgrad_torch.watching.selection import Layers, select
@@ -46,6 +47,7 @@ def watch(
     scaler: Any = None,
     budget: float = 0.02,
     on_sample: Callable[[Snapshot], None] | None = None,
+    loss_fn: nn.Module | None = None,
 ) -> Monitor:
     """Watch a model in your own training loop: use the returned monitor in a `with` block around the loop.
 
@@ -67,6 +69,9 @@ def watch(
             gives no sample.
         budget: the share of the wall time that `every=None` may cost, 0 to 1.
         on_sample: called with each snapshot, on every rank.
+        loss_fn: the criterion of your loop, if it is a module such as `nn.CrossEntropyLoss()`. Then `monitor.losses`
+            holds each training loss, and the verdict knows what the best constant answer to the targets gets. If your
+            loss is a function, append the losses to `monitor.losses`.
 
     Raises:
         UsageError: no layer matches `layers`, an argument is wrong, or the folder cannot be written.
@@ -77,6 +82,11 @@ def watch(
         raise UsageError(f"scaler must be the torch.amp.GradScaler of your loop, not {scaler!r}")
     if not (on_sample is None or callable(on_sample)):
         raise UsageError(f"on_sample must be a function of a snapshot, not {on_sample!r}")
+    if not (loss_fn is None or isinstance(loss_fn, nn.Module)):
+        raise UsageError(
+            f"loss_fn must be a module such as torch.nn.CrossEntropyLoss(), not {loss_fn!r}; if your loss is a "
+            "function, append its values to monitor.losses"
+        )
     chosen = select(model, layers)
     ranks = Ranks(model)
     if ranks.tensor_parallel:
@@ -87,7 +97,7 @@ def watch(
     log = _log(logdir, writer, ranks)
     return Monitor(
         model, chosen, optimizer, ranks=ranks, writer=log, every=due, histograms=histograms, quantities=quantities,
-        scaler=scaler, on_sample=on_sample,
+        scaler=scaler, on_sample=on_sample, losses=Losses(loss_fn),
     )  # fmt: skip
 
 
