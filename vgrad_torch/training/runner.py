@@ -78,7 +78,7 @@ def run(
     """
     team.check_equal({**dataclasses.asdict(config), "data_dir": None, "runs": None})  # these may differ between hosts
     setup = team.on_all_ranks(lambda: set_up(config, print_line, team))
-    data, model, optimizer, loss_fn, steps = setup.data, setup.model, setup.optimizer, setup.loss_fn, setup.steps
+    data, model, optimizer, loss_fn = setup.data, setup.model, setup.optimizer, setup.loss_fn
     folder = saved or team.on_rank_0(lambda: RunFolder.create(config))
     checkpoints = Checkpoints(folder, config, data, model, optimizer, setup.generator, saves=team.rank == 0)
     progress = team.on_all_ranks(checkpoints.restore) if saved else None
@@ -86,10 +86,8 @@ def run(
     epochs = list(progress.epochs) if progress else [Epoch(0, 0, *team.on_rank_0(lambda: scores(model, data, loss_fn)))]
     if not progress:
         checkpoints.save(epochs)  # before the log: without a log in the checkpoint, a restart may begin the log again
-    sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
     writer = team.on_all_ranks(lambda: _open_writer(folder.path, progress.log if progress else None, team))
-    monitor = watch(parallel, optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
-    monitor.constant_loss = constant_loss(data)
+    monitor = _watched(setup, config, parallel, writer, on_sample)
     if progress and progress.monitor:
         monitor.restore(progress.monitor)
 
@@ -117,6 +115,17 @@ def run(
         )  # fmt: skip
     checkpoints.save(epochs, monitor, finished=True)
     return Result(config, folder.path, model, monitor, epochs, monitor.diagnose())
+
+
+def _watched(
+    setup: Setup, config: TrainConfig, parallel: nn.Module, writer: Writer, on_sample: Callable[[Snapshot], None] | None
+) -> Monitor:
+    """The monitor of a run. It knows what the best constant answer to the labels would get."""
+    steps = setup.steps
+    sampled, histograms = sampling(config.epochs * steps, config.every or steps, last=config.data == "circles")
+    monitor = watch(parallel, setup.optimizer, writer=writer, every=sampled, histograms=histograms, on_sample=on_sample)
+    monitor.constant_loss = constant_loss(setup.data)
+    return monitor
 
 
 @contextmanager
