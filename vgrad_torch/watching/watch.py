@@ -78,15 +78,7 @@ def watch(
     """
     _check(model, optimizer, logdir, writer, every, histograms, budget)
     _check_quantities(quantities)
-    if not (scaler is None or callable(getattr(scaler, "scale", None))):
-        raise UsageError(f"scaler must be the torch.amp.GradScaler of your loop, not {scaler!r}")
-    if not (on_sample is None or callable(on_sample)):
-        raise UsageError(f"on_sample must be a function of a snapshot, not {on_sample!r}")
-    if not (loss_fn is None or isinstance(loss_fn, nn.Module)):
-        raise UsageError(
-            f"loss_fn must be a module such as torch.nn.CrossEntropyLoss(), not {loss_fn!r}; if your loss is a "
-            "function, append its values to monitor.losses"
-        )
+    _check_parts_of_the_loop(scaler, on_sample, loss_fn)
     chosen = select(model, layers)
     ranks = Ranks(model)
     if ranks.tensor_parallel:
@@ -126,6 +118,18 @@ def _of_parameters(quantities: Collection[str], *, warn: bool) -> Collection[str
             stacklevel=3,
         )
     return left
+
+
+def _check_parts_of_the_loop(scaler: object, on_sample: object, loss_fn: object) -> None:
+    if not (scaler is None or callable(getattr(scaler, "scale", None))):
+        raise UsageError(f"scaler must be the torch.amp.GradScaler of your loop, not {scaler!r}")
+    if not (on_sample is None or callable(on_sample)):
+        raise UsageError(f"on_sample must be a function of a snapshot, not {on_sample!r}")
+    if not (loss_fn is None or isinstance(loss_fn, nn.Module)):
+        raise UsageError(
+            f"loss_fn must be a module such as torch.nn.CrossEntropyLoss(), not {loss_fn!r}; if your loss is a "
+            "function, append its values to monitor.losses"
+        )
 
 
 def _check_quantities(quantities: Collection[str]) -> None:
