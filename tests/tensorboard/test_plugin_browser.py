@@ -63,7 +63,7 @@ class Tab:
 
     def enter(self) -> None:
         self.chrome.switch_to.frame(self.wait("return all('iframe').find(f => f.src.includes('gradient_flow'))"))
-        self.wait("return all('main').every(main => main.ariaBusy === 'false') && document.body.children.length")
+        self.wait("return all('main').some(main => main.ariaBusy === 'false')")
 
     def find(self, selector: str) -> Any:
         return self.chrome.find_element(By.CSS_SELECTOR, selector)
@@ -600,3 +600,126 @@ def test_the_map_through_time_is_left_out_without_such_layers_and_names_are_text
         assert tab.ask("return [document.title, parent.document.title]") == ["", "TensorBoard"]
         tab.ask("all('#runs input').forEach(box => box.click())")
         assert tab.wait("return all('#time[hidden]').length", lambda found: found == 1) == 1
+
+
+# --- many layers ---------------------------------------------------------------------------------------------------
+
+BLOCKS = 11
+INSIDE = ["attn", "mlp.in", "mlp.out"]
+FLOWN = ["stem", *(f"h.{i}.{name}" for i in range(BLOCKS) for name in INSIDE), "head"]
+EVIL_BLOCK = "<img src=x onerror=alert(1)>"
+STRANGE = [EVIL_LAYER, "a" * 5000, "\u202etfel\u05d0", "a\x00\x07\n\tb", "&lt;b&gt;", "$&"]
+HOSTILE = [*STRANGE, *(f"{EVIL_BLOCK}{i}.{name}" for i in range(9) for name in INSIDE)]
+
+
+def write_many(folder: Path, names: Sequence[str]) -> None:
+    """A run of layers that feed each other in this order but were logged in the reverse one; the n-th has n * 1e-3."""
+    sources = [(), *((name,) for name in names[:-1])]
+    graph = tags.Graph(tuple(sources[::-1]), (), 0)
+    layers = [f"{number}-{name}-4x4" for number, name in enumerate(names[::-1], start=1)]
+    values = [1e-3 * number for number in range(len(names), 0, -1)]
+    content = tags.encode_axes(layers, flows.STATISTICS, graph)
+    write(folder, [(0, flows.table({"weight_gradient_rms": values}, len(names)))], content=content)
+
+
+@pytest.fixture(scope="module")
+def many(chrome: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """Two runs of so many layers that they are grouped by block."""
+    folder = tmp_path_factory.mktemp("many")
+    write_many(folder / "runs" / "big", FLOWN)
+    write_many(folder / "runs" / "hostile", HOSTILE)
+    verdict = "| layer |\n| --- |\n\nAll names begin with x. which is not shown.\n\n**weak**: no. Next: go."
+    flows.write_text(folder / "runs" / "big", tags.VERDICT, verdict)
+    yield from board(chrome, folder, 2, "rust")
+
+
+def names_in_map(tab: Tab, run: str = "big") -> list[str]:
+    found: list[str] = tab.ask(
+        f"const card = all('#maps .card').find(card => card.dataset.run === {json.dumps(run)});"
+        "return all('.name', card).map(name => name.firstChild.data)"
+    )
+    return found
+
+
+def rows(*opened: str) -> list[str]:
+    """The names of the rows of the run `big`."""
+    found = ["stem"]
+    for block in (f"h.{i}" for i in range(BLOCKS)):
+        found += [f"▾ {block}", *INSIDE] if block in opened else [f"▸ {block}"]
+    return [*found, "head"]
+
+
+def focused(tab: Tab) -> list[str]:
+    """The section, block and state of the name that has the focus."""
+    found: list[str] = tab.ask(
+        "const element = document.activeElement;"
+        "return [element.closest('section')?.id, element.dataset.block, element.ariaExpanded]"
+    )
+    return found
+
+
+def test_a_block_opens_on_a_click_and_stays_open(many: Tab) -> None:
+    many.open()
+    assert names_in_map(many) == rows()  # in the order of the graph
+    assert many.ask("return texts('#maps .toggle title').slice(0, 2)") == [
+        "h.0: 3 layers. Click to open.", "h.1: 3 layers. Click to open.",
+    ]  # fmt: skip
+    assert many.ask("return texts('#maps .card')[0]").startswith("bigweak: no. Next: go.")
+    many.click("#maps [data-block='h.1']")
+    assert names_in_map(many) == rows("h.1")
+    press_reload(many)
+    assert names_in_map(many) == rows("h.1")
+    many.click("#maps [data-block='h.1']")
+    assert names_in_map(many) == rows()
+    many.click("#open-all")
+    assert names_in_map(many) == rows(*(f"h.{i}" for i in range(BLOCKS)))
+
+
+def test_the_keyboard_opens_a_block_and_keeps_its_focus(many: Tab) -> None:
+    many.open()
+    many.open_numbers()
+    for section, place, key, state in (
+        ("flow", "maps", Keys.ENTER, "true"),
+        ("profile", "numbers", Keys.SPACE, "false"),
+    ):
+        assert many.wait(f"const [name] = all('#{place} [data-block=\"h.3\"]'); name?.focus(); return name")
+        ActionChains(many.chrome).send_keys(key).perform()
+        assert focused(many) == [section, "h.3", state]
+        assert many.ask(f"return all('#{place}')[0].contains(document.activeElement)")
+        opened = ["h.3"] if state == "true" else []
+        assert many.numbers()["layer"] == names_in_map(many) == rows(*opened)
+        medians = ["0.012", "0.011", "0.012", "0.013", "0.015"] if opened else ["0.012", "0.015"]
+        assert many.numbers()["big"][3:][: len(medians) + 1] == ["9e-3", *medians]
+
+
+def test_the_filter_shows_the_layers_with_a_text(many: Tab) -> None:
+    many.open()
+    box = many.find("#filter")
+    for typed, found in (
+        ("MLP.in", [f"h.{i}.mlp.in" for i in range(BLOCKS)]), ("h.1.", [f"h.1.{name}" for name in INSIDE]), ("h.*", []),
+        ("(", []), ("<b>", []), (" ", rows()),
+    ):  # fmt: skip
+        box.clear()
+        box.send_keys(typed)
+        assert names_in_map(many) == found, typed
+        card = many.ask("return texts('#maps .card')[0]")
+        assert ("No layer has this in its name." in card) is (not found)
+        assert many.ask("return document.activeElement.id") == "filter"
+    assert many.ask("return document.querySelectorAll('#page b').length") == 0
+
+
+def test_hostile_names_of_many_layers_are_text(many: Tab) -> None:
+    many.open()
+    names = names_in_map(many, "hostile")
+    assert names[1] == "a" * 11 + "…" + "a" * 12
+    assert names[2:6] == STRANGE[2:]
+    assert names[6:] == [f"▸ <img src=…r=alert(1)>{i}" for i in range(9)]
+    many.ask("all('#maps .toggle').at(-1).dispatchEvent(new MouseEvent('click'))")
+    assert names_in_map(many, "hostile")[-3:] == INSIDE
+    tips = many.ask("return all('#maps .name title').map(title => title.textContent)")
+    assert {*STRANGE, f"{EVIL_BLOCK}8: 3 layers. Click to close."} <= {*tips}
+    many.find("#filter").send_keys(EVIL_BLOCK[:8])
+    assert len(names_in_map(many, "hostile")) == 27
+    assert many.ask("return document.querySelectorAll('#page img, #page script, #page b').length") == 0
+    assert many.ask("return [document.title, parent.document.title]") == ["", "TensorBoard"]
+    assert many.ask("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -182,10 +182,12 @@ def _section(title: str, body: str) -> str:
 
 
 _LEFT = ("run", "verdict", "setting", "value", "layer", "size", "state")
+_SHORT = ("size", "state")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    left = [' class="left"' if name in _LEFT or head[0] == "setting" else "" for name in head]
+    kinds = ["short" if name in _SHORT else "left" if name in _LEFT or head[0] == "setting" else "" for name in head]
+    left = [f' class="{kind}"' if kind else "" for kind in kinds]
     names = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, left, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, left, strict=True)) + "</tr>"
@@ -207,7 +209,8 @@ p { margin: 6px 0; overflow-wrap: anywhere; }
 figure { margin: 0; } img { width: 100%; height: auto; display: block; } figcaption { margin-top: 4px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 14px 4px 0; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
-th { font-weight: 600; color: #5f6368; } .left { text-align: left; } td.left { overflow-wrap: anywhere; }
+th { font-weight: 600; color: #5f6368; } .left, .short { text-align: left; } .short { white-space: nowrap; }
+td.left { overflow-wrap: anywhere; } td.left:first-child { min-width: 170px; }
 footer { margin-top: 40px; color: #5f6368; font-size: 12px; }
 @media print { section { break-inside: avoid; } }
 """

@@ -32,9 +32,11 @@ STYLE = """
 
 SCRIPT = """
 const box = document.getElementById('filter'), list = document.querySelector('.layers');
-const details = [...list.querySelectorAll('details')], opened = new Map(details.map(d => [d, d.open]));
+const details = [...list.querySelectorAll('details')];
+let before = null;
 box.addEventListener('input', () => {
   const words = box.value.trim().toLowerCase();
+  before = before || new Map(details.map(block => [block, block.open]));
   let found = 0;
   for (const row of list.querySelectorAll('[data-name]')) {
     row.hidden = !row.dataset.name.toLowerCase().includes(words);
@@ -42,8 +44,9 @@ box.addEventListener('input', () => {
   }
   for (const block of details) {
     block.hidden = !block.querySelector('[data-name]:not([hidden])');
-    block.open = words ? !block.hidden : opened.get(block);
+    block.open = words ? !block.hidden : before.get(block);
   }
+  if (!words) before = null;
   document.getElementById('found').textContent = words ? `${found} of FOUND layers` : '';
 });
 """
@@ -64,8 +67,8 @@ def layer_list(rows: Sequence[Row], table: Callable[[], str]) -> str:
     head = _cells("div", HEAD, "columnheader")
     body = "".join(_group(group, found, rows) for group in found.groups)
     box = (
-        '<p class="filter"><label for="filter">Layers with</label><input type="search" id="filter" '
-        'placeholder="a part of the name"><span id="found" role="status"></span></p>'
+        '<p class="filter"><label for="filter">Layers with</label><input type="search" id="filter" autocomplete="off" '
+        'placeholder="part of a name"><span id="found" role="status"></span></p>'
     )
     listed = f'<div class="layers" role="table"><div class="first" role="row">{head}</div>{body}</div>'
     return f'{remark}{rule}{box}<div class="wide">{listed}</div><script>{script(rows)}</script>'

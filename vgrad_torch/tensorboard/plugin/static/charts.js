@@ -1,7 +1,7 @@
 // Flow map and depth profile. Each is drawn into an element of a given width.
 
-import { rowHeight, rowName } from './rows.js';
-import { count, shade, special, stepTicks } from './scales.js';
+import { anyBlock, rowHeight, rowName } from './rows.js';
+import { count, LETTERS, shade, special, stepTicks } from './scales.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 export const RIGHT = 20;
@@ -16,8 +16,10 @@ export function svg(name, attributes = {}, parent = null, text = null) {
   return element;
 }
 
-export function picture(element, width, height, label) {
-  return svg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label }, element);
+// An image to a screen reader; with names of blocks among `rows`, which are buttons, a group.
+export function picture(element, width, height, label, rows = []) {
+  const role = anyBlock(rows) ? 'group' : 'img';
+  return svg('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role, 'aria-label': label }, element);
 }
 
 function title(parent, text) {
@@ -42,7 +44,8 @@ export function drawMap(element, width, view) {
   canvas.style.cssText = `left:${left}px;width:${inner}px;height:${height}px`;
   element.append(canvas);
   paint(canvas, inner, height, view, ends);
-  const root = picture(element, width, height + MAP_BOTTOM, view.description);
+  const root = picture(element, width, height + MAP_BOTTOM, view.description, rows);
+  if (anyBlock(rows)) divide(root, rows, left, inner, height);
   nameRows(root, rows, left, height, view.redraw);
   stepAxis(root, extent, x, left, inner, height);
   const mark = svg('path', { class: 'cursor' }, root);
@@ -136,13 +139,20 @@ export function fill(image, [left, right, top, bottom], { plain, stripe, slope }
 
 const packed = ([red, green, blue]) => red | (green << 8) | (blue << 16) | (255 << 24);
 
+// Lines between rows, as the halves of a block may differ more than two rows do.
+function divide(root, rows, left, width, height) {
+  const high = height / rows.length;
+  if (high < 10) return;
+  svg('path', { d: rows.slice(1).map((_, i) => `M${left},${(i + 1) * high}h${width}`).join(''), class: 'divide' }, root);
+}
+
 function nameRows(root, rows, left, height, redraw) {
   const high = height / rows.length;
   const stride = Math.ceil(13 / high);
   rows.forEach((row, i) => {
     if (i % stride && i !== rows.length - 1) return;
     if (i !== rows.length - 1 && i > rows.length - 1 - stride) return;
-    rowName(root, { x: left - 6, y: (i + 0.5) * high, class: 'name end middle' }, row, 20, redraw);
+    rowName(root, { x: left - 6, y: (i + 0.5) * high, class: 'name end middle' }, row, LETTERS, redraw);
   });
 }
 
@@ -174,9 +184,13 @@ export function layerFrame(root, { rows, left, width, height, scale, redraw, top
   const wide = Math.max(...rows.map(({ name }) => name.length), 1) * 6.6 + 8;
   const stride = Math.ceil(Math.min(wide, 90) / band);
   const letters = Math.floor((stride * band - 8) / 6.6);
+  // The last row always has its name, inside the picture; a name that would touch it is left out.
+  const half = ({ name }) => 3.3 * Math.min(name.length, letters);
+  const last = rows.length - 1;
+  const center = (i) => Math.min(x(i), width - half(rows[i]));
   rows.forEach((row, i) => {
-    if (i % stride) return;
-    rowName(root, { x: x(i), y: height - BOTTOM + 16, class: 'name center' }, row, letters, redraw);
+    if (i !== last && (i % stride || center(i) + half(row) + 8 > center(last) - half(rows[last]))) return;
+    rowName(root, { x: center(i), y: height - BOTTOM + 16, class: 'name center' }, row, letters, redraw);
   });
   return { x, y, band, inner, high, low };
 }
@@ -185,7 +199,7 @@ export function layerFrame(root, { rows, left, width, height, scale, redraw, top
 // row, `spreads` has the median, the smallest and the largest value of its layers.
 export function drawProfile(element, width, view) {
   const height = 270;
-  const root = picture(element, width, height, view.description);
+  const root = picture(element, width, height, view.description, view.rows);
   const every = view.lines.flatMap(({ spreads }) => spreads.flat());
   const top = every.includes(Infinity) ? 20 : 0;
   const bottom = view.scale.log && every.includes(0) ? 20 : 0;

@@ -247,13 +247,16 @@ const heading = (series) => h('h3', {}, swatch(series), h('span', {}, label(seri
 
 function notes(series) {
   const problem = loaded(series)?.problem;
-  const texts = [...Object.values(series.notes), series.grouped].filter(Boolean).map(note);
-  return problem ? [h('p', { class: 'problem', role: 'alert' }, problem), ...texts] : texts;
+  const texts = Object.values(series.notes).filter(Boolean).map(note);
+  if (problem) texts.unshift(h('p', { class: 'problem', role: 'alert' }, problem));
+  if (series.grouped) texts.push(h('p', { class: 'note muted' }, series.grouped));
+  return texts;
 }
 
-// A text of the run without its tables, with **bold** words. The first sentence is shown, a click shows the rest.
+// A text of the run from its first **bold** line on, without tables. The first sentence is shown, a click shows the rest.
 function note(text) {
-  const plain = text.split('\n').filter((line) => !line.startsWith('|')).join('\n').trim();
+  const lines = text.split('\n').filter((line) => !line.startsWith('|'));
+  const plain = lines.slice(Math.max(0, lines.findIndex((line) => line.startsWith('**')))).join('\n').trim();
   const end = plain.indexOf('. ') + 1;
   const sentence = end ? plain.slice(0, end) : plain;
   const first = sentence.split('**').map((part, i) => (i % 2 ? h('strong', {}, part) : part));
@@ -306,6 +309,7 @@ function otherSteps() {
 }
 
 function drawNumbers() {
+  const scrolled = page.numbers.querySelector('.scroll')?.scrollTop ?? 0;
   page.numbers.querySelector('.scroll')?.remove();
   if (!page.numbers.open) return;
   const columns = profiled().map((series) => spreads(profileOf(series).values(state.quantity), rowsOf(series)));
@@ -315,11 +319,12 @@ function drawNumbers() {
   const head = h('tr', {}, h('th', {}, 'layer'), ...profiled().map((series) => h('th', { scope: 'col' }, label(series))));
   const table = h('table', {}, h('thead', {}, head), h('tbody', {}, ...rows));
   page.numbers.append(h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'The numbers' }, table));
+  page.numbers.lastChild.scrollTop = scrolled;
 }
 
 function drawWaterfalls() {
   const waterfalls = profiled().map((series) => profileOf(series).waterfall);
-  page.blockText.textContent = profiled().some(hasBlocks)
+  page.blockText.textContent = profiled().some(hasBlocks) && waterfalls.some(({ blocks }) => blocks.flat().length)
     ? 'A block has one bar for each kind of factor: the product of those in it and just behind it. ' : '';
   const levels = waterfalls.flatMap(({ bars, blocks }) => [...bars, ...blocks.flat()].flatMap(({ before, after }) => [before, after]));
   const scale = logScale(levels.reduce((a, b) => Math.min(a, b), 0.1), levels.reduce((a, b) => Math.max(a, b), 1));

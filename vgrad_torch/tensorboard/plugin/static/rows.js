@@ -5,11 +5,12 @@ import { h } from './page.js';
 import { shorten } from './scales.js';
 import { state } from './state.js';
 
-const LEAST = 14; // pixels of a row, if there are blocks
+const LEAST = 14; // pixels of a row, if there are blocks or a filter
 const MOST = 200; // rows that are so high
 
 // The rows of a series. A row is {name, title, from, to}, the layers from `from` to before `to`; that of a block also
-// has `block`, its name, and `open`. With a filter, the rows are the layers whose name has it.
+// has `block`, its name, and `open`; a layer of an open block is `inside`. With a filter, the rows are the layers whose
+// name has it.
 export function rowsOf({ names, labels, layers, blocks }) {
   const layer = (i, name = names[i]) => ({ name, title: layers[i], full: labels[i], from: i, to: i + 1 });
   const words = state.filter.trim().toLowerCase();
@@ -21,7 +22,7 @@ export function rowsOf({ names, labels, layers, blocks }) {
     const open = state.open.has(name);
     const title = `${name}: ${end - start} layers`;
     rows.push({ name: `${open ? '▾' : '▸'} ${name}`, title, full: title, from: start, to: end, block: name, open });
-    if (open) inside.forEach((short, i) => rows.push(layer(start + i, short)));
+    if (open) inside.forEach((short, i) => rows.push({ ...layer(start + i, short), inside: true }));
     place = end;
   }
   for (; place < names.length; place += 1) rows.push(layer(place));
@@ -33,7 +34,9 @@ export const columnsOf = (series) => rowsOf(series).filter(({ open }) => !open);
 
 export const hasBlocks = (series) => series.blocks.length > 0 && !state.filter.trim();
 
-export const rowHeight = (rows) => (rows.some(({ block }) => block) && rows.length < MOST ? LEAST : 2);
+export const anyBlock = (rows) => rows.some(({ block }) => block);
+
+export const rowHeight = (rows) => ((anyBlock(rows) || state.filter.trim()) && rows.length < MOST ? LEAST : 2);
 
 // The smallest, or if `upper` the largest, value of each row's layers.
 export function extremes({ columns, values }, rows, upper) {
@@ -54,41 +57,52 @@ export const spreads = (values, rows) => rows.map(({ from, to }) => {
   return known.length ? [known[(known.length - 1) >> 1], known[0], known.at(-1)] : [NaN, NaN, NaN];
 });
 
-function toggle(name, redraw) {
-  if (!state.open.delete(name)) state.open.add(name);
+// Opens or closes a block. The focus stays on its name in the same picture or table, if the name is still there.
+function toggle(block, pressed, redraw) {
+  const { localName, dataset: { from } } = pressed;
+  const cards = () => [...document.querySelectorAll('.card')];
+  const place = cards().findIndex((card) => card.contains(pressed));
+  if (!state.open.delete(block)) state.open.add(block);
   redraw();
-  [...document.querySelectorAll('.toggle')].find(({ dataset }) => dataset.block === name)?.focus({ preventScroll: true });
+  const names = [...document.querySelectorAll('.toggle')].filter(({ dataset }) => dataset.block === block);
+  const inCard = names.filter((name) => cards()[place]?.contains(name));
+  const same = inCard.find((name) => name.localName === localName && name.dataset.from === from);
+  (same ?? names[0])?.focus({ preventScroll: true });
 }
 
-function button({ block, open }, redraw) {
+function button({ block, from, open }, redraw) {
   const press = (event) => {
     if (event.type === 'keydown' && event.key !== 'Enter' && event.key !== ' ') return;
     event.preventDefault();
-    toggle(block, redraw);
+    toggle(block, event.currentTarget, redraw);
   };
-  return { 'data-block': block, role: 'button', tabindex: 0, 'aria-expanded': String(open), press };
+  return { 'data-block': block, 'data-from': from, role: 'button', tabindex: 0, 'aria-expanded': String(open), press };
 }
+
+const hint = (row) => (row.block ? `${row.title}. Click to ${row.open ? 'close' : 'open'}.` : row.full);
 
 // The name of a row in a picture; that of a block opens and closes it.
 export function rowName(root, place, row, letters, redraw) {
   const { press, ...attributes } = row.block ? button(row, redraw) : {};
-  const kind = `${place.class}${row.block ? ' toggle' : ''}`;
+  const kind = `${place.class}${row.block ? ' toggle' : ''}${row.inside ? ' inside' : ''}`;
   const label = svg('text', { ...place, ...attributes, class: kind }, root, shorten(row.name, letters));
-  svg('title', {}, label, row.block ? `${row.title}. Click to ${row.open ? 'close' : 'open'}.` : row.full);
+  svg('title', {}, label, hint(row));
   if (press) for (const type of ['click', 'keydown']) label.addEventListener(type, press);
 }
 
 // The same in a table.
 export function rowHead(row, redraw) {
-  if (!row.block) return h('th', { scope: 'row' }, row.name);
+  const title = hint(row);
+  if (!row.block) return h('th', { scope: 'row', title, class: row.inside ? 'inside' : false }, row.name);
   const { press, ...attributes } = button(row, redraw);
-  return h('th', { scope: 'row' }, h('span', { ...attributes, class: 'toggle', onclick: press, onkeydown: press }, row.name));
+  const name = h('span', { ...attributes, title, class: 'toggle', onclick: press, onkeydown: press }, row.name);
+  return h('th', { scope: 'row' }, name);
 }
 
 // A box that filters layers by name and a button that opens or closes all blocks.
 export function filterBox(redraw) {
   const search = h('input', {
-    type: 'search', id: 'filter', placeholder: 'part of a name', oninput: (event) => {
+    type: 'search', id: 'filter', placeholder: 'part of a name', autocomplete: 'off', oninput: (event) => {
       state.filter = event.target.value;
       redraw();
     },

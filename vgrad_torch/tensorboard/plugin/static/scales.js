@@ -84,5 +84,12 @@ export function stepTicks(from, to, most) {
 
 export const count = (number) => number.toLocaleString('en');
 
-// A long name keeps its end, which says more than its beginning.
-export const shorten = (name, most = 20) => (name.length > most ? `…${name.slice(1 - most)}` : name);
+export const LETTERS = 24; // of a name beside a picture
+
+// A long name keeps its beginning and its end.
+export function shorten(name, most = LETTERS) {
+  if (name.length <= most) return name;
+  const begin = Math.max(0, (most - 1) >> 1);
+  const end = Math.max(0, most - 1 - begin);
+  return `${name.slice(0, begin)}…${name.slice(name.length - end)}`;
+}

@@ -1,13 +1,19 @@
 // Draws the waterfall that the server computed, see waterfall.py.
 
 import { layerFrame, picture, svg } from './charts.js';
+import { h } from './page.js';
 
 // `view`: {waterfall, rows, blocks, scale, left, tip, redraw}. A block that is a row has its own bars; a layer that is no
 // row has none.
 export function drawWaterfall(element, width, view) {
   const { text, bars, levels, blocks } = view.waterfall;
+  const has = ({ from, to, block }) => block !== undefined || levels.some(([layer]) => from <= layer && layer < to);
+  if (!view.rows.some(has)) {
+    element.append(h('p', { class: 'muted' }, 'The layers that are shown have no bars.'));
+    return;
+  }
   const height = 220;
-  const root = picture(element, width, height, text);
+  const root = picture(element, width, height, text, view.rows);
   const frame = layerFrame(root, { ...view, width, height });
   const half = frame.band / 2;
   const rowOf = (layer) => view.rows.findIndex(({ from, to }) => from <= layer && layer < to);
