@@ -265,3 +265,18 @@ def test_a_profile_of_a_long_sequence_is_bounded() -> None:
     assert len(found.gradients) <= 256
     assert found.gradients[-1] == 10_000
     assert (found.steps, found.tenth, found.hundredth) == (10_000, 9_001, 9_901)
+
+
+@pytest.mark.parametrize("steps", [16, 17, 40])
+def test_a_network_by_hand_that_loops_over_shared_layers_is_judged(steps: int) -> None:
+    torch.manual_seed(0)
+    inner, over, head = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+    model = nn.ModuleList([inner, over, head])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with vg.watch(model, optimizer, every=1) as monitor:
+        state = torch.zeros(8, 16)
+        for _ in range(steps):
+            state = torch.tanh(inner(torch.randn(8, 4)) + over(state))
+        head(state).square().mean().backward()
+        optimizer.step()
+    assert monitor.diagnose().verdict

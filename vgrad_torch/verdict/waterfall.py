@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
 from vgrad_torch.records import JunctionSnapshot, LayerSnapshot, Snapshot, Stats
@@ -115,6 +115,7 @@ def path(snapshot: Snapshot) -> list[LayerSnapshot]:
     for label, vertex in vertices.items():
         for source in vertex.sources or ():
             consumers.setdefault(source, []).append(label)
+    consumers = _without_cycles({x: [c for c in consumers[x] if c in vertices] for x in vertices})
     distance = _distances(vertices, consumers)
     found = [max(layers, key=lambda layer: distance[layer.label])]  # of equal ones, the first
     ahead = [vertices[x] for x in consumers[found[0].label] if distance[x] > 0]
@@ -126,11 +127,23 @@ def path(snapshot: Snapshot) -> list[LayerSnapshot]:
     return found
 
 
+def _without_cycles(consumers: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The same without an edge of each cycle: all calls of a layer in a loop are one vertex, which may feed itself."""
+    kept = {label: list(ahead) for label, ahead in consumers.items()}
+    while True:
+        try:
+            TopologicalSorter(kept).prepare()
+        except CycleError as error:
+            consumer, label, *_ = error.args[1]
+            kept[label].remove(consumer)
+        else:
+            return kept
+
+
 def _distances(vertices: Mapping[str, Vertex], consumers: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """The number of layers on the longest way from each vertex to the loss, itself included; 0 where none has one."""
-    order = TopologicalSorter({x: [c for c in consumers[x] if c in vertices] for x in vertices}).static_order()
     distance: dict[str, int] = {}
-    for label in order:
+    for label in TopologicalSorter(consumers).static_order():
         ahead = max((distance[x] for x in consumers[label]), default=0)
         distance[label] = ahead + isinstance(vertices[label], LayerSnapshot)
     return distance
