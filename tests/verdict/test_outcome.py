@@ -95,3 +95,21 @@ def test_few_losses() -> None:
     assert outcome([2.3, 2.2], 600).word == NOT_LEARNING  # the noise of two losses is not known
     assert outcome([2.3, 0.4], 600).word == LEARNING
     assert outcome([2.3, math.nan, 2.3], 600).word == NOT_LEARNING
+
+
+def test_a_loss_below_the_constant_that_does_not_fall_has_been_learnt_only_far_below() -> None:
+    assert word(series(lambda _: 2.2, 0.01), constant=LN10) == NOT_LEARNING
+    assert word(series(lambda _: 1.5, 0.01), constant=LN10) == LEARNING
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_alone_has_not_risen(seed: int) -> None:
+    found = outcome(series(lambda _: LN10, 0.3, seed=seed), 500)
+    assert not found.risen
+    assert "risen" not in str(found)
+
+
+def test_a_loss_that_stays_where_it_fell_to_is_stuck() -> None:
+    assert outcome(series(lambda t: 2.3 if t < 0.3 else 1.2, 0.01), 500).stuck
+    assert outcome(series(lambda _: -5.0, 0.01), 500).stuck
+    assert not outcome(series(lambda t: 2.3 if t < 0.3 else 0.1, 0.01), 500).stuck

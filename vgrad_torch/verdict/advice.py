@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
+from vgrad_torch.verdict.cutoffs import SMALL_STEP
 from vgrad_torch.verdict.evidence import Evidence
 from vgrad_torch.verdict.labels import two_digits
 from vgrad_torch.verdict.optimizers import family
@@ -18,6 +19,7 @@ _SIGMOID = 0.3  # a sigmoid's slope is at most 0.25
 _RELU = 0.6  # an activation above it keeps about as much as relu (0.71), or more
 _DEEP = 8  # layers
 
+_USUAL_STEP = 1e-3  # change of the weights in a step, relative to their size
 _LARGER = "use larger initial weights (he for relu, glorot or orthogonal for tanh)."
 _LOOK_FOR_NAN = "look for NaN and infinity in the data, and for log(0) and division by zero in the loss."
 
@@ -68,11 +70,20 @@ def advise(verdict: str, evidence: Evidence, optimizer: str, factors: Waterfall 
             return tuple(_dead(evidence))
         case "non-finite":
             return tuple(_nonfinite(evidence))
+        case "not learning" if 0 < evidence.largest_step < SMALL_STEP:
+            return (_with_small_steps(evidence.largest_step),)
         case "healthy" if evidence.outcome.word == LEARNING:
             return ("Next: go on training.",)
         case "cannot tell":
             return (_cannot_tell(evidence),)
     return tuple(_SAME_FOR_ALL[verdict])
+
+
+def _with_small_steps(step: float) -> str:
+    return (
+        f"Next: use a larger learning rate, {two_digits(_USUAL_STEP / step)} times the present one: a step changes the "
+        f"weights by at most {two_digits(step)} of their size, and {_USUAL_STEP:g} is usual."
+    )
 
 
 def _vanishing(evidence: Evidence, optimizer: str, factors: Waterfall | None) -> Iterator[str]:

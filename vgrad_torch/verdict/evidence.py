@@ -67,7 +67,7 @@ class Evidence:
         frozen: labels of layers that do not train: no weight requires a gradient, or no optimizer has it.
         folded: number of layers that are not watched because they are not trained.
         cut_off: labels of layers that could train but receive no gradient.
-        scaled: False if output gradients are missing everywhere although weights have gradients.
+        scaled: False if output gradients are missing everywhere although weights have gradients and outputs were seen.
     """
 
     step: int
@@ -157,7 +157,8 @@ def gather(samples: Sequence[Snapshot], losses: Sequence[float] = (), constant_l
         frozen=tuple(_frozen(newest)),
         folded=newest.folded,
         cut_off=tuple(_cut_off(judged)),
-        scaled=bool(measures.with_output_gradient(newest)) or not any(layer.weight_gradient for layer in newest.layers),
+        scaled=bool(measures.with_output_gradient(newest))
+        or not any(x.weight_gradient and x.output for x in newest.layers),
     )
 
 

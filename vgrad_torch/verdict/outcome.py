@@ -18,9 +18,12 @@ FALL = 0.1
 FALL_OF_FEW, FEW = 0.3, 5
 """The share where fewer losses than these are known, whose noise cannot be told."""
 BELOW_CONSTANT = 0.02
-"""The same for the loss of the best constant answer, if it is known."""
+"""A loss counts as below that of the best constant answer if it is lower by more than this share. Then a fall from the
+first losses counts if it is larger than this share, too."""
+FAR_BELOW = 0.8
+"""A loss below this share of what the best constant answer gets has been learnt, perhaps before the first loss."""
 STILL, STILL_FROM_START = 0.02, 0.05
-"""A loss that fell by more than the first share since a fifth of the training is still falling; then a fall from the
+"""A loss that fell by more than the first share since the middle of the training is still falling; then a fall from the
 first losses counts if it is larger than the second share."""
 EARLY = 50
 """Steps before which a loss that has not fallen says nothing."""
@@ -32,8 +35,9 @@ LEARNING, NOT_LEARNING, TOO_EARLY, UNKNOWN = "learning", "not learning", "too ea
 class Outcome:
     """Whether the network learns.
 
-    It learns if the newest losses are below the first ones by more than `FALL`, or still fall; and below what the best
-    constant answer gets, if that is known; each by more than the noise of the losses.
+    It learns if the newest losses are below the first ones by more than `FALL`, or still fall. If it is known what the
+    best constant answer gets, they must be below that, and either far below it or below the first ones. Each fall must
+    be larger than the noise of the losses.
 
     Attributes:
         word: `learning`, `not learning`, `too early to say`, or `unknown` if fewer than two losses are known.
@@ -42,7 +46,7 @@ class Outcome:
         noise: the standard error of `now`.
         constant: the loss of the best constant answer; NaN if it is not known.
         best: the smallest median of successive losses.
-        stuck: whether the loss no longer falls, and is still above a tenth of the first one.
+        stuck: whether the loss no longer falls, and has not lost nine tenths of what it was at the start.
     """
 
     word: str = UNKNOWN
@@ -57,7 +61,8 @@ class Outcome:
     def risen(self) -> bool:
         """Whether the loss has lost more than half of its fall again."""
         top = self.start if math.isnan(self.constant) else max(self.start, self.constant)
-        return self.now - self.best > max(SURE * self.noise, (top - self.best) / 2)
+        had_fallen = _falls(top, self.best, 2 * self.noise, FALL)  # the smallest of many medians is low by chance, too
+        return had_fallen and self.now - self.best > max(2 * SURE * self.noise, (top - self.best) / 2)
 
     def __str__(self) -> str:
         """What was compared, one sentence.
@@ -79,7 +84,8 @@ class Outcome:
             return f"The loss had fallen from {start} to {four_digits(self.best)}, and has risen to {now}{constant}."
         if _falls(self.start, self.now, self.noise, BELOW_CONSTANT):
             return f"The loss has only fallen from {start} to {now}{constant}."
-        return f"The loss has not fallen: it was {start} and is {now}{constant}."
+        clearly = "clearly " if self.now < self.start else ""
+        return f"The loss has not {clearly}fallen: it was {start} and is {now}{constant}."
 
 
 NO_LOSS = Outcome()
@@ -97,14 +103,15 @@ def outcome(losses: Sequence[float], step: int, constant: float = math.nan) -> O
         return NO_LOSS
     count = _count(known)
     start, now, noise = _start(known, count), median(known[-count:]), standard_error(known, count)
-    later = known[len(known) // 5 :]
-    still = len(known) >= FEW and _falls(median(later[:count]), now, noise, STILL)
+    middle = median(known[len(known) // 2 :][:count])
+    still = len(known) >= FEW and _falls(middle, now, noise, STILL)
     if math.isnan(constant):
         share = FALL_OF_FEW if len(known) < FEW else FALL
         learns = _falls(start, now, noise, share) or (still and _falls(start, now, noise, STILL_FROM_START))
     else:
-        learns = _falls(constant, now, noise, BELOW_CONSTANT)
-    stuck = not still and now > start / 10
+        fallen = now < FAR_BELOW * constant or _falls(start, now, noise, BELOW_CONSTANT)
+        learns = fallen and _falls(constant, now, noise, BELOW_CONSTANT)
+    stuck = not still and start - now < 0.9 * abs(start)
     found = Outcome(LEARNING, start, now, noise, constant, _best(known, count), stuck)
     if learns and not found.risen:
         return found

@@ -105,17 +105,16 @@ def _nonfinite(evidence: Evidence, _: str) -> str | None:
 
 def _all_but_one_frozen(evidence: Evidence, optimizer: str) -> str | None:
     """If only one layer trains, there is nothing between layers to judge."""
+    if evidence.outcome.word == outcome.NOT_LEARNING:
+        return None
     if evidence.layers == 1 and evidence.folded:
-        return f"Only {called(evidence.last)} is trained; {_others(evidence.folded)} not."
+        others = "1 other layer is" if evidence.folded == 1 else f"{evidence.folded} other layers are"
+        return f"Only {called(evidence.last)} is trained; {others} not."
     return _frozen(evidence, optimizer) if evidence.layers == 1 else None
 
 
-def _others(count: int) -> str:
-    return "1 other layer is" if count == 1 else f"{count} other layers are"
-
-
 def _not_measured(evidence: Evidence, _: str) -> str | None:
-    if evidence.outcome.word == outcome.NOT_LEARNING:
+    if evidence.outcome.word in (outcome.LEARNING, outcome.NOT_LEARNING):
         return None
     if not evidence.scaled:
         return "The output gradients are missing. Was the gradient scaler passed to watch()?"

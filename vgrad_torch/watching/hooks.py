@@ -95,8 +95,8 @@ class Hooks:
             self._hook(module, partial(self._before_caller, names), self._after_caller)
 
     def _hook(self, module: nn.Module, before: Callable[..., Any], after: Callable[..., None]) -> None:
-        self._handles.append(module.register_forward_pre_hook(_Hook(before), with_kwargs=True))
-        self._handles.append(module.register_forward_hook(_Hook(after)))
+        self._handles.append(module.register_forward_pre_hook(UncopiedHook(before), with_kwargs=True))
+        self._handles.append(module.register_forward_hook(UncopiedHook(after)))
 
     def detach(self) -> None:
         """Remove all hooks, also those on tensors and nodes of a graph that still exists."""
@@ -253,13 +253,14 @@ class Hooks:
             self._observer.observe(call, quantity, tensor)
 
 
-class _Hook:
+class UncopiedHook:
     """A hook that is not copied or pickled with its module: the copy gets one that does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
     def __call__(self, *args: Any) -> Any:
+        """What the hook does."""
         return self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -270,7 +271,7 @@ def remove_all(model: nn.Module) -> None:
     """Remove the hooks that any `Hooks` set on the model's layers, so that no observer gets what follows."""
     for module in model.modules():
         for table in autograd.forward_hooks(module):
-            for key in [key for key, hook in table.items() if isinstance(hook, _Hook)]:
+            for key in [key for key, hook in table.items() if isinstance(hook, UncopiedHook)]:
                 del table[key]
 
 

@@ -92,11 +92,11 @@ class Monitor:
         if self._entered:
             raise UsageError("a monitor can be entered only once; call watch() again for another one")
         self._entered = True
+        self._losses.attach()
         self._handles = [
             self._optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
             self._optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
         ]
-        self._losses.attach()
         self._begin_if_due()
         return self
 
@@ -107,6 +107,8 @@ class Monitor:
             handle.remove()
         self._handles.clear()
         self._losses.detach()
+        if self.step and (missed := self._losses.missed()):
+            self._warn_once(missed)
         self._end()
         try:
             self._profiles.write_waiting()
@@ -183,7 +185,6 @@ class Monitor:
         scale = None if self._scaler is None and self.ranks.size == 1 else self._loss_scale
         held = partial(autograd.held_gradients, self._model)
         self._selection = self._selection.thawed()
-        self._losses.sampling = True
         self._sample = Sample(
             self._selection, histograms=histograms, quantities=self._quantities, scale=scale, held=held
         ).attach()
@@ -194,7 +195,6 @@ class Monitor:
         if self._sample is not None:
             self._sample.detach()
             self._sample = None
-            self._losses.sampling = False
             autograd.EAGER_MODE.leave()
 
     def _loss_scale(self, device: torch.device) -> Tensor:
@@ -237,6 +237,7 @@ class Monitor:
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         if autograd.in_nested_step(optimizer):
             return
+        self._losses.end_step()
         try:
             if self._sample is not None and self._sample.read:
                 self._take(self._sample)

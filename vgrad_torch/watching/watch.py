@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -70,8 +71,8 @@ def watch(
         budget: the share of the wall time that `every=None` may cost, 0 to 1.
         on_sample: called with each snapshot, on every rank.
         loss_fn: the criterion of your loop, if it is a module such as `nn.CrossEntropyLoss()`. Then `monitor.losses`
-            holds each training loss, and the verdict knows what the best constant answer to the targets gets. If your
-            loss is a function, append the losses to `monitor.losses`.
+            holds the loss of each step, and the verdict knows what the best constant answer to the targets gets. If
+            your loss is a function or compiled, append the losses to `monitor.losses`.
 
     Raises:
         UsageError: no layer matches `layers`, an argument is wrong, or the folder cannot be written.
@@ -125,7 +126,7 @@ def _check_parts_of_the_loop(scaler: object, on_sample: object, loss_fn: object)
         raise UsageError(f"scaler must be the torch.amp.GradScaler of your loop, not {scaler!r}")
     if not (on_sample is None or callable(on_sample)):
         raise UsageError(f"on_sample must be a function of a snapshot, not {on_sample!r}")
-    if not (loss_fn is None or isinstance(loss_fn, nn.Module)):
+    if not (loss_fn is None or (isinstance(loss_fn, nn.Module) and not isinstance(loss_fn, torch.jit.ScriptModule))):
         raise UsageError(
             f"loss_fn must be a module such as torch.nn.CrossEntropyLoss(), not {loss_fn!r}; if your loss is a "
             "function, append its values to monitor.losses"
