@@ -628,7 +628,7 @@ def many(chrome: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("many")
     write_many(folder / "runs" / "big", FLOWN)
     write_many(folder / "runs" / "hostile", HOSTILE)
-    verdict = "| layer |\n| --- |\n\nAll names begin with x. which is not shown.\n\n**weak**: no. Next: go."
+    verdict = "| layer |\n| --- |\n\n'x.' is left out at the beginning of all names.\n\n**weak**: no. Next: go."
     flows.write_text(folder / "runs" / "big", tags.VERDICT, verdict)
     yield from board(chrome, folder, 2, "rust")
 

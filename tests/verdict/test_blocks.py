@@ -43,7 +43,7 @@ def test_a_prefix_is_left_out_if_almost_all_names_have_it() -> None:
     found = blocks(["wte", *named("transformer.h.", 20, "q", "k"), "lm_head"])
     assert (found.prefix, found.exceptions) == ("transformer.", ("wte", "lm_head"))
     assert groups(found)[:2] == [("wte", ()), ("h.0", ("q", "k"))]
-    assert found.remark() == "All names but wte and lm_head begin with transformer. which is not shown."
+    assert found.remark() == "'transformer.' is left out at the beginning of all names but wte and lm_head."
     assert blocks(named("h.", 3, "q", "k")).remark() == ""
 
 

@@ -58,8 +58,8 @@ def test_a_block_with_an_alarm_is_opened_and_the_others_are_together() -> None:
     ]  # fmt: skip
     assert [row.cells[1] for row in table.rows][:4] == ["0.001", "0.002", "0.03", "0.03"]  # of a block the smallest
     assert table.remarks == (
-        "All names but base_model.model.patch_embedding and head begin with base_model.model.vision_tower.encoder. "
-        "which is not shown.",
+        "'base_model.model.vision_tower.encoder.' is left out at the beginning of all names but "
+        "base_model.model.patch_embedding and head.",
         "A row of several layers has the smallest number of each column and the worst state.",
         "See layers.7.",
     )

@@ -65,7 +65,7 @@ class Blocks:
         if not self.prefix:
             return ""
         others = f" but {listed(self.exceptions)}" if self.exceptions else ""
-        return f"All names{others} begin with {self.prefix} which is not shown."
+        return f"'{self.prefix}' is left out at the beginning of all names{others}."
 
 
 def blocks(labels: Sequence[str]) -> Blocks:

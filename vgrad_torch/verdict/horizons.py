@@ -37,14 +37,14 @@ def horizon(label: str, profile: TimeProfile) -> str:
     >>> horizon("rnn", TimeProfile.of([50.0, 1.0], 1))
     'rnn: the gradient does not fall to a tenth in 2 time steps; it grows 50 times on its way back.'
     >>> horizon("wte", TimeProfile.of([4.0, 1.0], None))
-    'wte: the loss depends on several of the 2 steps of the sequence. Step 0 gets most gradient, step 1 0.25 of it.'
+    'wte: the loss depends on several of the 2 steps. The gradient is largest at step 0; at step 1 it is 0.25 of that.'
     """
     return f"{called(label)}: {_words(profile)}."
 
 
 def _words(profile: TimeProfile) -> str:
     if profile.last is None:
-        return f"the loss depends on several of the {profile.steps:,} steps of the sequence{_extremes(profile)}"
+        return f"the loss depends on several of the {profile.steps:,} steps{_extremes(profile)}"
     if profile.steps == 1:
         return "there is one time step, so no horizon can be told"
     if profile.tenth is None and math.isnan(profile.growth) and profile.last:
@@ -59,13 +59,14 @@ def _words(profile: TimeProfile) -> str:
 
 
 def _extremes(profile: TimeProfile) -> str:
-    """Which step gets most gradient, and what the step with the least gets, if that is known."""
+    """Where the gradient is largest and where it is smallest, if that is known."""
     norms = profile.gradients
     if len(norms) < 2 or not 0 < max(norms) < math.inf or math.isnan(sum(norms)):
         return ""
     most, least = (norms.index(pick(norms)) for pick in (max, min))
     share = two_digits(norms[least] / norms[most])
-    return f". Step {profile.step(most):,} gets most gradient, step {profile.step(least):,} {share} of it"
+    largest = f". The gradient is largest at step {profile.step(most):,}"
+    return f"{largest}; at step {profile.step(least):,} it is {share} of that"
 
 
 def _steps(number: int) -> str:

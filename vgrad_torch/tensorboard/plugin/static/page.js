@@ -72,7 +72,7 @@ function timeSection(page) {
   page.timeSection = h('section', { id: 'time', hidden: true },
     h('header', {}, h('div', {}, h('h2', {}, 'Gradient through time'),
       h('p', { class: 'muted' },
-        'Norm of dL/dx at each time step of a recurrent layer’s input, or of dL/dz at each call of a layer in a loop, ' +
+        'Norm of dL/dx at each time step of a recurrent layer’s input, of dL/dz at each call of a layer in a loop or each position of an embedding, ' +
         'relative to the last time step that the loss depends on; where it depends on several, relative to the ' +
         'largest norm. The last time step is at the bottom and −10 is ten steps earlier, on a log axis; columns are ' +
         'training steps, at most 240 of a run. Beyond the ends of the scale all shares have one colour. The layer can ' +
