@@ -85,7 +85,7 @@ def test_many_layers_are_blocks_with_the_smallest_numbers_and_the_worst_state() 
 def test_a_box_filters_the_layers_and_only_its_script_may_run() -> None:
     rows = rows_of(NAMES)
     text = layer_list(rows, lambda: "the table")
-    assert "'net.' is left out at the beginning of all names but stem." in text
+    assert "is left out at the beginning of all names but stem." in text
     elements = page(NAMES).elements
     assert ("label", {"for": "filter"}) in elements
     assert [given["type"] for tag, given in elements if tag == "input" and given["id"] == "filter"] == ["search"]
